@@ -56,14 +56,10 @@ def reason(error: Exception) -> str:
 
 
 def first_line(error: BaseException, most: int = 200) -> str:
-    """The first line that says something of what an error says, or else the name of its kind; a
-    number alone, such as the key that is missing, says nothing without that."""
-    kind = type(error).__name__
+    """The first line that says something of what an error says, or else the name of its kind."""
     message = first_line_of(str(error))
     if not message:
-        message = kind
-    elif message.strip("-'").isdigit():
-        message = f"{kind}: {message}"
+        message = type(error).__name__
     return message[:most]
 
 

@@ -143,9 +143,13 @@ def of_any_rank(norm: nn.Module) -> Iterator[None]:
 
 
 def forget_load_hooks(module: nn.Module) -> None:
-    """Takes away what translates state dicts when a module loads one, as `weight_norm` leaves it
-    behind: it cannot be pickled."""
-    module._load_state_dict_pre_hooks.clear()
+    """Takes away what translates state dicts when a module loads one, as torch's `weight_norm`
+    leaves it behind: it cannot be pickled."""
+    hooks = module._load_state_dict_pre_hooks
+    for key, hook in list(hooks.items()):
+        function = getattr(hook, "hook", hook)
+        if function.__module__.startswith("torch.nn.utils"):
+            del hooks[key]
 
 
 def forward_hooks(module: nn.Module) -> dict[int, Any]:

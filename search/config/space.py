@@ -273,20 +273,31 @@ def with_own_ranges(space: Mapping[Any, Any], sections: Tree) -> dict[Any, Any]:
     for path, parameter in space.items():
         if parameter == OWN_RANGE and isinstance(path, str):
             try:
+                _refuse_varied_units(path, space)
                 found[path] = _own_range(path, sections)
             except ValueError as error:
                 raise ValueError(f"'{path}' is auto, and {error}") from None
     return found
 
 
+def _refuse_varied_units(path: str, space: Mapping[Any, Any]) -> None:
+    """Raises ValueError where what the range depends on varies itself."""
+    outer, _, _ = path.rpartition(".")
+    unit = f"{outer}.relative"
+    if unit in space:
+        raise ValueError(
+            f"its range depends on {unit}, which varies too; set that outside of space"
+        )
+
+
 def _own_range(path: str, sections: Tree) -> dict[str, float | bool]:
     """That of the option at a path. Raises ValueError if there is none."""
     *outer, name = parts(path)
     holder: Any = sections
-    section, *inside = outer
-    switched_on = section == "penalties" and inside and inside[0] not in sections.get(section, {})
-    if switched_on and inside[0] in PENALTIES:
-        holder = {section: {inside[0]: PENALTIES[inside[0]]()}}
+    if outer[:1] == ["penalties"] and len(outer) > 1:
+        penalty = outer[1]
+        if penalty not in sections.get("penalties", {}):
+            holder = {"penalties": {penalty: PENALTIES.find(penalty)()}}
     for key in outer:
         if isinstance(holder, Options):
             holder = getattr(holder, key, None)

@@ -29,6 +29,22 @@ BAD_VALUES = [
     ),
     (
         "space",
+        {"int8": "auto"},
+        "'space': 'int8' is auto, and it has no range of its own; give low and high. What has one",
+    ),
+    (
+        "space",
+        {"penalties.noed.strength": "auto"},
+        "'space': 'penalties.noed.strength' is auto, and unknown penalty 'noed'; did you mean",
+    ),
+    (
+        "space",
+        {"penalties.node.strength": "auto", "penalties.node.relative": {"choices": [True]}},
+        "'space': 'penalties.node.strength' is auto, and its range depends on "
+        "penalties.node.relative, which varies too; set that outside of space",
+    ),
+    (
+        "space",
         {"training.lr": "auto"},
         "'space': 'training.lr' is auto, and it has no range of its own; give low and high. What "
         "has one: penalties.NAME.strength and sparsifier.sparsity",

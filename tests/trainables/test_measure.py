@@ -7,6 +7,7 @@ from slimfront.trainables.errors import UserError
 from slimfront.trainables.measures.measure import (
     EXTRA_MEASURES,
     MEASURES,
+    count_flops,
     measure,
     measure_extra,
 )
@@ -189,3 +190,9 @@ def test_a_parameter_may_be_what_a_layer_is_given(kind: type[nn.Module]) -> None
     with torch.no_grad():
         wanted = network.eval()(inputs)
         assert torch.allclose(compact(network, inputs).network(inputs), wanted, atol=1e-5)
+
+
+def test_a_network_that_was_made_for_inference_is_measured() -> None:
+    with torch.inference_mode():
+        network = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+    assert count_flops(network, torch.zeros(1, 8)) == 2 * (8 * 4 + 4 * 2)

@@ -69,14 +69,28 @@ def test_a_candidate_is_refitted_after_compaction_and_measured_after_that() -> N
     assert trained.measures["nonzero_params"] <= plain.measures["nonzero_params"]
 
 
+def dropping() -> torch.nn.Module:
+    """It draws numbers when it is trained, and so does augmentation."""
+    return torch.nn.Sequential(
+        torch.nn.Flatten(),
+        torch.nn.Linear(64, 32),
+        torch.nn.ReLU(),
+        torch.nn.Dropout(0.2),
+        torch.nn.Linear(32, 10),
+    )
+
+
 def test_networks_on_the_way_are_refitted_and_training_does_not_notice() -> None:
     """A refit of what is reported before the end draws no random number of the training, and says
     what it cost."""
 
     def run(when: str) -> tuple[list[dict[str, float]], dict[str, float]]:
-        options = {"epochs": 2, "lr": 0.01, "when": when}
-        candidate = Candidate.model_validate(SMALL_CANDIDATE | {"refit": options})
-        training = Training(candidate)
+        tree = SMALL_CANDIDATE | {
+            "data": {"name": "digits", "augment": {"crop": 1}},
+            "model": {"factory": "tests.trainables.test_refit:dropping"},
+            "refit": {"epochs": 2, "lr": 0.01, "when": when},
+        }
+        training = Training(Candidate.model_validate(tree))
         reported = []
         while not training.done:
             training.run_epoch()
@@ -98,3 +112,14 @@ def test_networks_on_the_way_are_refitted_and_training_does_not_notice() -> None
 def test_a_refit_of_reports_without_epochs_is_refused() -> None:
     with pytest.raises(ValueError, match="set epochs to 1 or more"):
         Refit(when="reports")
+
+
+def test_a_refit_on_the_way_that_fails_costs_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    options = {"epochs": 1, "lr": 1e30, "when": "reports"}
+    training = Training(Candidate.model_validate(SMALL_CANDIDATE | {"refit": options}))
+    training.run_epoch()
+    made = training.finish(one_shot=False)
+    assert "recovery_epochs" not in made.measures
+    assert "epoch 1 is reported without its refit: diverged" in caplog.text

@@ -411,9 +411,8 @@ def hold_out(
         reason = first_line(error)
         if strata is not None:
             share = "every kind of target"
-            reason = (
-                f"{_rarest(task, strata, names)}; give more examples, or set data.division to random"
-            )
+            rarest = _rarest(task, strata[indices], names)
+            reason = f"{rarest}; {reason}"
         raise UserError(
             f"the data set '{options.name}' has too few examples to hold out a share of "
             f"{fraction:.3g} of {share}: {reason}"

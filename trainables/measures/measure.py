@@ -240,10 +240,14 @@ def _without_gradients(network: nn.Module) -> Iterator[None]:
     """Within, no parameter asks for a gradient: torch's counter hooks on to what a module is given
     that does, and a view of a parameter that was taken without gradients has nothing to hook on
     to."""
-    asking = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    for parameter in asking:
-        parameter.requires_grad_(False)
+    asking = []
+    for parameter in network.parameters():
+        can_be_set = parameter.is_leaf and not parameter.is_inference()
+        if can_be_set and parameter.requires_grad:
+            asking.append(parameter)
     try:
+        for parameter in asking:
+            parameter.requires_grad_(False)
         yield
     finally:
         for parameter in asking:

@@ -69,7 +69,7 @@ def read_weights(path: str) -> State:
     except Exception as error:  # whatever a file makes readers raise, it is no state dict
         raise UserError(
             f"model.weights: {path} cannot be read as tensors and plain data "
-            f"({first_line(error)}); save the state dict alone: "
+            f"({type(error).__name__}: {first_line(error)}); save the state dict alone: "
             "torch.save(network.state_dict(), path)"
         ) from None
     state = _state_within(found)

@@ -40,7 +40,13 @@ from slimfront.trainables.structure.channel_groups import ChannelGroup
 from slimfront.trainables.structure.graph import rows
 from slimfront.trainables.structure.head_groups import HeadGroup, head_groups
 from slimfront.trainables.structure.removable import removable_units
-from slimfront.trainables.structure.shared_units import SharedUnits, added, unknown_operations
+from slimfront.trainables.structure.shared_units import (
+    SharedUnits,
+    added,
+    unknown_operations,
+    why_untraceable,
+)
+from slimfront.trainables.structure.tracing.trace import traced_once
 
 log = logging.getLogger(__name__)
 
@@ -246,7 +252,9 @@ class ActiveChannels(ActiveSparsifier):
         self.updates = Updates(options, setting.total_steps)
         model = setting.model
         inputs, _ = setting.examples(2)
-        groups = _groups_taking_part(model, inputs, options.exclude)
+        with traced_once():
+            groups = _groups_taking_part(model, inputs, options.exclude)
+            _say_if_nothing_goes(model, inputs)
         self.groups = groups
         self.parameters = dict(model.named_parameters())
         ranked_by = _RANKS[options.importance]
@@ -385,6 +393,14 @@ def _relative(scores: Tensor) -> Tensor:
     tiny = torch.finfo(scores.dtype).tiny
     mean = scores[there].mean().clamp_min(tiny)
     return torch.where(there, scores / mean, scores)
+
+
+def _say_if_nothing_goes(model: nn.Module, inputs: Tensor) -> None:
+    """Warns of a network whose channels become zero and cannot be taken out: after the training it
+    is too late."""
+    why = why_untraceable(model, inputs)
+    if why is not None:
+        log.warning("sparsifier: channels of this network become zero, and stay: %s", why)
 
 
 def _say_what_can_go(costs: UnitCosts, options: Channels) -> None:

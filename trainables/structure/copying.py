@@ -45,10 +45,12 @@ def _computed(values: Iterable[object]) -> Iterator[Tensor]:
 
 @contextmanager
 def left_as_it_was(network: nn.Module) -> Iterator[None]:
-    """Takes back what the network's own code keeps in its modules' lists and dictionaries while it
-    is traced: what it computes then are no numbers."""
+    """Takes back what the network's own code keeps in its modules, and in their lists and
+    dictionaries, while it is traced: what it computes then are no numbers."""
     kept = []
+    held = []
     for module in network.modules():
+        held.append((module, dict(vars(module))))
         for name, value in vars(module).items():
             is_container = type(value) in (list, dict, OrderedDict, defaultdict)
             if is_container and name not in _OF_MODULES:
@@ -57,6 +59,9 @@ def left_as_it_was(network: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        for module, attributes in held:
+            vars(module).clear()
+            vars(module).update(attributes)
         for value, before in kept:
             value.clear()
             if isinstance(value, dict):

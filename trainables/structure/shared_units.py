@@ -99,6 +99,16 @@ def unknown_operations(network: nn.Module, inputs: Tensor) -> list[str]:
     return list(dict.fromkeys(walk.unknown))
 
 
+def why_untraceable(network: nn.Module, inputs: Tensor) -> str | None:
+    """Why there is no graph of a network; None if there is one."""
+    try:
+        with evaluating(network):
+            trace(network, inputs[:3])
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def _traced(network: nn.Module, inputs: Tensor) -> GraphModule | None:
     """The graph of a network; None for one that cannot be traced."""
     try:

@@ -294,11 +294,6 @@ class Task(Options):
                     f"the loss '{path}' gave {what}; it must give a tensor, one number or one for "
                     "each example"
                 )
-            if outputs.requires_grad and not found.requires_grad:
-                raise UserError(
-                    f"the loss '{path}' has no gradient: it does not depend on the outputs, or "
-                    "takes them out of torch, as by detach() or item()"
-                )
             return found.mean()
 
         return criterion

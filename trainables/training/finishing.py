@@ -113,7 +113,7 @@ class Finishing:
             compacted = compact(model, inputs, self.candidate.compaction, self.told)
             compacted = _told_first(gone, compacted)
             remove_hooks(compacted.network)
-            history = _refitted(compacted.network, epoch, refit)
+            compacted, history = _refitted_if_it_can(compacted, epoch, refit, is_over=is_over)
             sizes = compacted.report.after
             if history:
                 sizes = measure(compacted.network, inputs)
@@ -373,6 +373,20 @@ def _refitted(network: nn.Module, epoch: int, refit: FurtherTraining | None) -> 
         number += 1
         history.append({"epoch": number, **metrics})
     return history
+
+
+def _refitted_if_it_can(
+    compacted: Compacted, epoch: int, refit: FurtherTraining | None, *, is_over: bool
+) -> tuple[Compacted, History]:
+    """The same refitted; on the way, where training goes on, one whose refit fails as it was."""
+    if is_over or refit is None:
+        return compacted, _refitted(compacted.network, epoch, refit)
+    before = copied(compacted.network)
+    try:
+        return compacted, _refitted(compacted.network, epoch, refit)
+    except TrialFailure as failure:
+        log.warning("the network of epoch %d is reported without its refit: %s", epoch, failure)
+        return replace(compacted, network=before), []
 
 
 def measure_own(network: nn.Module, data: Dataset, own: Sequence[OwnMeasure]) -> Measures:

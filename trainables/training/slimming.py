@@ -31,7 +31,7 @@ from slimfront.trainables.shipping.shipped import ByArguments
 from slimfront.trainables.sparsifiers import SPARSIFIERS, ActiveSparsifier, Setting, Sparsifier
 from slimfront.trainables.sparsifiers.base import out_of_reach
 from slimfront.trainables.structure.copying import copied
-from slimfront.trainables.structure.tracing.trace import trace, traced_once
+from slimfront.trainables.structure.tracing.trace import traced_once
 from slimfront.trainables.training.optimizers import check_optimizer, step_sizes
 
 Loss = Callable[[Any, Any], Tensor]
@@ -201,9 +201,7 @@ class Slimming(AbstractContextManager["Slimming"]):
             loss=_loss_of(loss, targets),
             broadcast_from_rank0=_broadcast,
         )
-        with traced_once():
-            _warn_if_untraceable(view, sample)
-            self.acting = Acting(asked, view, sample, setting)
+        self.acting = Acting(asked, view, sample, setting)
         self.step = 0
         self._asked = asked
         self._sample = sample
@@ -478,14 +476,6 @@ class Slimming(AbstractContextManager["Slimming"]):
                 self.steps,
                 left[-1] + 1,
             )
-
-
-def _warn_if_untraceable(network: nn.Module, sample: Tensor) -> None:
-    """Says of a network that cannot be made compact, and why: after the training it is too late."""
-    try:
-        trace(network, sample)
-    except UserError as error:
-        log.warning("`compact` will not do for this network: %s", error)
 
 
 def unwrapped(network: nn.Module) -> nn.Module:

@@ -1,5 +1,5 @@
 """Ray Tune's controller, but for one decision: a trial whose own process is starting waits for it;
-with `TrialActors`; and without memory of trials that have ended, of which the journal has all.
+with `TrialActors`; and without memory of trials that have ended well, of which the journal has all.
 
 Ray Tune hands such a trial the first process that another trial leaves, and stops the one that
 starts. Where trials are shorter than the start of a process (imports on a busy node), no process

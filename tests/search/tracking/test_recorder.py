@@ -261,7 +261,7 @@ def test_a_picture_that_cannot_be_drawn_is_left_out_with_a_warning(
     def fails(*_: object) -> None:
         raise ValueError("cannot write empty image")
 
-    monkeypatch.setattr("slimfront.search.tracking.page.charts.history_png", fails)
+    monkeypatch.setattr("slimfront.search.tracking.charts.history_png", fails)
     client = connect(config.tracking.uri)
     assert record(client, config, tmp_path / "search-1", story()).close()
     assert "the picture history.png cannot be made (cannot write empty image)" in caplog.text

@@ -159,7 +159,8 @@ class Blurred(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, height, width) to (N, 5)."""
-        x = self.first(x).relu()
+        x = (self.first(x) - torch.tensor(0.5)) / torch.tensor(0.25)
+        x = F.dropout(x.relu(), 0.5, self.training)
         box = torch.ones(3, 3)[None, None].repeat(8, 1, 1, 1)
         out: Tensor = self.out(F.conv2d(x, box, groups=8).mean((2, 3)))
         return out
@@ -174,6 +175,42 @@ def test_what_does_the_same_in_training_mode_is_not_warned_of(
     images = torch.randn(8, 3, 16, 16)
     network = compact(model, images).network
     assert "in training mode" not in caplog.text
-    model.train()
-    network.train()
-    assert torch.allclose(model(images), network(images), atol=1e-5)
+    for mode in (False, True):
+        torch.manual_seed(1)
+        wanted = model.train(mode)(images)
+        torch.manual_seed(1)
+        assert torch.allclose(network.train(mode)(images), wanted, atol=1e-4)
+
+
+class OwnMode(OddSizes):
+    """The mode of the batch norm decides by itself what is done."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, height, width) to (N, 5)."""
+        x = super().forward(x)
+        return x * 1.5 if self.norm.training else x
+
+
+class TwoBuffers(nn.Module):
+    """Buffers that are equal at first, one for each mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 5)
+        self.register_buffer("mean", torch.zeros(5))
+        self.register_buffer("average", torch.zeros(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 8) to (N, 5)."""
+        out: Tensor = self.layer(x) - (self.mean if self.training else self.average)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs"), [(OwnMode, torch.randn(4, 3, 8, 8)), (TwoBuffers, torch.randn(4, 8))]
+)
+def test_what_does_something_else_in_training_mode_is_warned_of(
+    kind: type[nn.Module], inputs: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    compact(kind().eval(), inputs)
+    assert "in training mode" in caplog.text

@@ -101,10 +101,12 @@ class Decides(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer = nn.Linear(6, 6)
+        self.layer = nn.Linear(6, 8)
+        self.out = nn.Linear(8, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(x) if x.sum() > 0 else x
+        hidden = self.layer(x).relu()
+        return self.out(hidden) if x.sum() > 0 else -self.out(hidden)
 
 
 def test_why_a_network_cannot_be_traced_is_said_in_words() -> None:
@@ -118,5 +120,27 @@ def test_a_loop_is_told_before_it_trains_what_cannot_be_made_compact(
 ) -> None:
     network = Decides()
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
-    sf.Slimming(network, optimizer, INPUTS, steps=5, sparsifier="magnitude").close()
-    assert "`compact` will not do for this network: Decides.forward cannot be" in caplog.text
+    sparsifier = {"name": "channels", "sparsity": 0.5}
+    sf.Slimming(network, optimizer, INPUTS, steps=5, sparsifier=sparsifier).close()
+    assert "become zero, and stay: Decides.forward cannot be traced" in caplog.text
+
+
+class Remembers(nn.Module):
+    """Keeps what it computes at first for all that come after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+        self.places: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.places is None:
+            self.places = torch.arange(x.shape[1]) / x.shape[1]
+        return self.layer(x + self.places)
+
+
+def test_nothing_of_a_trace_is_left_in_a_network() -> None:
+    network = Remembers().eval()
+    trace(network, INPUTS)
+    assert network.places is None
+    assert isinstance(network(INPUTS), torch.Tensor)

@@ -46,9 +46,10 @@ def traced_in_both_modes(model: nn.Module, sample: Tensor | None = None) -> Grap
             trained = copied(trace(other, sample))
         as_modules(trained)
         followed = follow_mode(trained)
-        apart = first_difference(evaluated, trained, followed)
+        own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+        apart = first_difference(evaluated, trained, followed, own)
     except UserError:
-        apart, followed = "", set()
+        apart, followed, own = "", set(), set()
     if apart is not None:
         log.warning(
             "the compact network stays as in evaluation mode when it is trained further: in "
@@ -60,7 +61,11 @@ def traced_in_both_modes(model: nn.Module, sample: Tensor | None = None) -> Grap
         return evaluated
     if not followed:
         return evaluated
-    trained.load_state_dict(evaluated.state_dict())
+    state = trained.state_dict()
+    for name, value in evaluated.state_dict().items():
+        if name in own:  # constants have other names in each, and are equal
+            state[name] = value
+    trained.load_state_dict(state)
     return trained.eval()
 
 

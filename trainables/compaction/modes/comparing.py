@@ -1,6 +1,6 @@
 """What a network does in training mode and not in evaluation mode."""
 
-import hashlib
+from collections.abc import Container
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -26,6 +26,10 @@ _ATTENTION_DEFAULTS: Arguments = {
     "scale": None,
     "enable_gqa": False,
 }
+
+
+_LARGE = 10_000
+"""Constants of more numbers are taken for different ones where their names are."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +63,16 @@ class _Step:
 
 
 def first_difference(
-    evaluated: GraphModule, trained: GraphModule, followed: set[str]
+    evaluated: GraphModule, trained: GraphModule, followed: set[str], own: Container[str]
 ) -> str | None:
     """What does something else in training mode, dropout apart: a module's name and kind, "" for
     the network's own code.
 
-    `followed` are the names of the modules that do the dropout.
+    `followed` are the names of the modules that do the dropout, `own` those of the parameters and
+    buffers of the network.
     """
-    one = _steps(evaluated, set())
-    other = _steps(trained, followed)
+    one = _steps(evaluated, set(), own)
+    other = _steps(trained, followed, own)
     for mine, theirs in zip(one, other, strict=False):
         if not mine.is_same(theirs):
             return theirs.place() or mine.place()
@@ -77,7 +82,7 @@ def first_difference(
     return None
 
 
-def _steps(network: GraphModule, followed: set[str]) -> list[_Step]:
+def _steps(network: GraphModule, followed: set[str], own: Container[str]) -> list[_Step]:
     """What a graph does, step by step, with dropout left out."""
     numbers: dict[Node, str] = {}
     steps: list[_Step] = []
@@ -96,7 +101,7 @@ def _steps(network: GraphModule, followed: set[str]) -> list[_Step]:
         op = node.op
         target: object = node.target
         if op == "get_attr":
-            target = _held(network, str(node.target))
+            target = _held(network, str(node.target), own)
         if isinstance(module, ScaledDotProduct):
             op = "call_function"
             target = ATTENTION
@@ -113,15 +118,15 @@ def _steps(network: GraphModule, followed: set[str]) -> list[_Step]:
     return steps
 
 
-def _held(network: GraphModule, name: str) -> object:
-    """What a graph reads: a parameter by its name, and a constant, which is named anew each time
-    that a network is traced, by what it is."""
+def _held(network: GraphModule, name: str, own: Container[str]) -> object:
+    """What a graph reads: a parameter or buffer of the network by its name, and a constant, which
+    is named anew each time that a network is traced, by what it is."""
     found = attrgetter(name)(network)
-    if not isinstance(found, Tensor) or isinstance(found, nn.Parameter):
+    if name in own or not isinstance(found, Tensor) or found.layout != torch.strided:
         return name
-    content = found.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    digest = hashlib.sha256(content.numpy().data).digest()
-    return found.dtype, found.shape, digest
+    if found.numel() > _LARGE:
+        return name
+    return found.dtype, found.tolist()
 
 
 def _input_of(node: Node) -> Node:

@@ -8,7 +8,8 @@ modules again, so that all that is known of layers holds for them.
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,6 @@ from slimfront.trainables.inputs import Several, joined, tensors
 from slimfront.trainables.precision import as_torch_has_it
 from slimfront.trainables.structure.tracing.called_layers import input_place, layer_of
 from slimfront.trainables.structure.tracing.constants import ConstantRun
-from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.torch_internals import (
     decides_by_values,
     fixes_the_batch,
@@ -79,11 +79,24 @@ def _own_statistics(model: nn.Module) -> Iterator[None]:
     """Within, torch's batch norms go by the statistics that they have: those of the inputs, and
     what is counted of them in training mode, would be written out as operations. In the graph they
     are modules, which follow the mode that they are in."""
-    norms = [module for module in model.modules() if type(module) in _BATCH_NORMS]
-    with ExitStack() as stack:
-        for norm in norms:
-            stack.enter_context(evaluating(norm))
+    norms = []
+    for module in model.modules():
+        if type(module) in _BATCH_NORMS and module.training and module.track_running_stats:
+            norms.append(module)
+    for norm in norms:
+        norm.forward = partial(_normed, norm)
+    try:
         yield
+    finally:
+        for norm in norms:
+            del norm.forward
+
+
+def _normed(norm: Any, x: Tensor) -> Tensor:
+    """A batch norm in evaluation mode, whatever mode it says that it is in."""
+    return F.batch_norm(
+        x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+    )
 
 
 def writes_elsewhere(traced: GraphModule) -> bool:
@@ -162,7 +175,7 @@ def _in_words(error: Exception) -> str:
     if fixes_the_batch(error):
         return (
             "it takes no other number of inputs at once than it was traced with; have its code "
-            "take that from x.shape[0]"
+            "take that from x.shape[0], and not go through inputs one by one"
         )
     if decides_by_values(error):
         return "its code decides by the values of its inputs"

@@ -2,6 +2,7 @@
 follow: it chooses between kernels, and by masks."""
 
 from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any, TypeGuard
 
 from torch import Tensor, fx, nn
@@ -40,7 +41,9 @@ class Tracer(fx.Tracer):
         """Follows a transformer by what it computes, and any other module as torch.fx does."""
         computed = _COMPUTED.get(type(m))
         if computed is not None:
-            return computed(m, *args, **kwargs)
+            given = signature(m.forward).bind(*args, **kwargs)
+            given.apply_defaults()
+            return computed(m, **given.arguments)
         follow = super().call_module
         if isinstance(m, NORM):
             name = self.path_of_module(m)
@@ -76,44 +79,20 @@ def _is_layer(kind: type) -> TypeGuard[type[nn.Module]]:
     return "forward" in dir(kind)
 
 
-def _encoder(
-    encoder: nn.TransformerEncoder,
-    src: Tensor,
-    mask: Tensor | None = None,
-    src_key_padding_mask: Tensor | None = None,
-    is_causal: bool | None = None,
-) -> Tensor:
+def _encoder(encoder: nn.TransformerEncoder, *, src: Tensor, mask: Any, **masks: Any) -> Tensor:
+    masks["is_causal"] = bool(masks["is_causal"])
     for layer in encoder.layers:
-        src = layer(
-            src,
-            src_mask=mask,
-            src_key_padding_mask=src_key_padding_mask,
-            is_causal=bool(is_causal),
-        )
-    if encoder.norm is None:
-        return src
-    normed: Tensor = encoder.norm(src)
-    return normed
+        src = layer(src, src_mask=mask, **masks)
+    return _normed(encoder.norm, src)
 
 
-def _layer(
-    layer: nn.TransformerEncoderLayer,
-    src: Tensor,
-    src_mask: Tensor | None = None,
-    src_key_padding_mask: Tensor | None = None,
-    is_causal: bool = False,
-) -> Tensor:
+def _layer(layer: nn.TransformerEncoderLayer, *, src: Tensor, **masks: Any) -> Tensor:
     """Vaswani et al. 2017, arXiv 1706.03762, section 3.1; with `norm_first`, Xiong et al. 2020,
     arXiv 2002.04745, fig. 1b."""
-
-    masks: Masks = {
-        "attn_mask": src_mask,
-        "key_padding_mask": src_key_padding_mask,
-        "is_causal": is_causal,
-    }
+    own = _masks(masks, "src", is_causal="is_causal")
 
     def attend(x: Tensor) -> Tensor:
-        return _attended(layer.self_attn, layer.dropout1, x, x, masks)
+        return _attended(layer.self_attn, layer.dropout1, x, x, own)
 
     def feed_forward(x: Tensor) -> Tensor:
         return _fed_forward(layer, layer.dropout2, x)
@@ -123,55 +102,20 @@ def _layer(
 
 
 def _decoder(
-    decoder: nn.TransformerDecoder,
-    tgt: Tensor,
-    memory: Tensor,
-    tgt_mask: Tensor | None = None,
-    memory_mask: Tensor | None = None,
-    tgt_key_padding_mask: Tensor | None = None,
-    memory_key_padding_mask: Tensor | None = None,
-    tgt_is_causal: bool | None = None,
-    memory_is_causal: bool = False,
+    decoder: nn.TransformerDecoder, *, tgt: Tensor, memory: Tensor, **masks: Any
 ) -> Tensor:
+    masks["tgt_is_causal"] = bool(masks["tgt_is_causal"])
     for layer in decoder.layers:
-        tgt = layer(
-            tgt,
-            memory,
-            tgt_mask=tgt_mask,
-            memory_mask=memory_mask,
-            tgt_key_padding_mask=tgt_key_padding_mask,
-            memory_key_padding_mask=memory_key_padding_mask,
-            tgt_is_causal=bool(tgt_is_causal),
-            memory_is_causal=memory_is_causal,
-        )
-    if decoder.norm is None:
-        return tgt
-    normed: Tensor = decoder.norm(tgt)
-    return normed
+        tgt = layer(tgt, memory, **masks)
+    return _normed(decoder.norm, tgt)
 
 
 def _decoder_layer(
-    layer: nn.TransformerDecoderLayer,
-    tgt: Tensor,
-    memory: Tensor,
-    tgt_mask: Tensor | None = None,
-    memory_mask: Tensor | None = None,
-    tgt_key_padding_mask: Tensor | None = None,
-    memory_key_padding_mask: Tensor | None = None,
-    tgt_is_causal: bool = False,
-    memory_is_causal: bool = False,
+    layer: nn.TransformerDecoderLayer, *, tgt: Tensor, memory: Tensor, **masks: Any
 ) -> Tensor:
     """As `_layer`, with attention to `memory` between the two branches."""
-    own: Masks = {
-        "attn_mask": tgt_mask,
-        "key_padding_mask": tgt_key_padding_mask,
-        "is_causal": tgt_is_causal,
-    }
-    across: Masks = {
-        "attn_mask": memory_mask,
-        "key_padding_mask": memory_key_padding_mask,
-        "is_causal": memory_is_causal,
-    }
+    own = _masks(masks, "tgt", is_causal="tgt_is_causal")
+    across = _masks(masks, "memory", is_causal="memory_is_causal")
 
     def attend(x: Tensor) -> Tensor:
         return _attended(layer.self_attn, layer.dropout1, x, x, own)
@@ -188,36 +132,32 @@ def _decoder_layer(
 
 
 def _transformer(
-    transformer: nn.Transformer,
-    src: Tensor,
-    tgt: Tensor,
-    src_mask: Tensor | None = None,
-    tgt_mask: Tensor | None = None,
-    memory_mask: Tensor | None = None,
-    src_key_padding_mask: Tensor | None = None,
-    tgt_key_padding_mask: Tensor | None = None,
-    memory_key_padding_mask: Tensor | None = None,
-    src_is_causal: bool | None = None,
-    tgt_is_causal: bool | None = None,
-    memory_is_causal: bool = False,
+    transformer: nn.Transformer, *, src: Tensor, tgt: Tensor, src_mask: Any, **masks: Any
 ) -> Tensor:
+    padding = masks.pop("src_key_padding_mask")
+    is_causal = masks.pop("src_is_causal")
     memory = transformer.encoder(
-        src,
-        mask=src_mask,
-        src_key_padding_mask=src_key_padding_mask,
-        is_causal=src_is_causal,
+        src, mask=src_mask, src_key_padding_mask=padding, is_causal=is_causal
     )
-    made: Tensor = transformer.decoder(
-        tgt,
-        memory,
-        tgt_mask=tgt_mask,
-        memory_mask=memory_mask,
-        tgt_key_padding_mask=tgt_key_padding_mask,
-        memory_key_padding_mask=memory_key_padding_mask,
-        tgt_is_causal=tgt_is_causal,
-        memory_is_causal=memory_is_causal,
-    )
+    made: Tensor = transformer.decoder(tgt, memory, **masks)
     return made
+
+
+def _masks(masks: Masks, what: str, is_causal: str) -> Masks:
+    """The masks of what attention looks at, of those of a layer, as attention calls them."""
+    return {
+        "attn_mask": masks[f"{what}_mask"],
+        "key_padding_mask": masks[f"{what}_key_padding_mask"],
+        "is_causal": masks[is_causal],
+    }
+
+
+def _normed(norm: nn.Module | None, x: Tensor) -> Tensor:
+    """With the norm at the end, if there is one."""
+    if norm is None:
+        return x
+    normed: Tensor = norm(x)
+    return normed
 
 
 def _branch(

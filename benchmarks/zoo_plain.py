@@ -183,6 +183,66 @@ class DictOutputs(nn.Module):
         return {"logits": self.classes(features), "boxes": self.boxes(features)}
 
 
+class Cell(nn.Module):
+    """An LSTM's cell, step by step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(50, 24)
+        self.cell = nn.LSTMCell(24, 32)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, tokens) to (N, classes)."""
+        x = self.embed(x)
+        state = None
+        for step in range(x.shape[1]):
+            state = self.cell(x[:, step], state)
+        assert state is not None
+        hidden, _ = state
+        out: Tensor = self.head(hidden)
+        return out
+
+
+class Stateful(nn.Module):
+    """A GRU whose states start from zeros that the code makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(50, 24)
+        self.recurrent = nn.GRU(24, 32, 2, batch_first=True)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, tokens) to (N, classes)."""
+        start = torch.zeros(2, x.size(0), 32).to(x.device)
+        states, _ = self.recurrent(self.embed(x), start)
+        out: Tensor = self.head(states[:, -1])
+        return out
+
+
+class Blurred(nn.Module):
+    """Channels that are blurred by one kernel before every second one of them is taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 32, 3, padding=1)
+        self.second = nn.Conv2d(32, 48, 3, padding=1)
+        self.head = nn.Linear(48, 10)
+        weights = torch.tensor([1.0, 2.0, 1.0]) / 4
+        self.register_buffer("kernel", torch.outer(weights, weights)[None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) to (N, classes)."""
+        x = self.first(x).relu()
+        channels = x.shape[1]
+        kernel = self.kernel.expand(channels, 1, 3, 3)
+        x = F.conv2d(x, kernel, stride=2, padding=1, groups=channels)
+        x = self.second(x).relu()
+        out: Tensor = self.head(x.mean((2, 3)))
+        return out
+
+
 class TiedEmbeddings(nn.Module):
     """A language model whose last layer has the embedding's weight."""
 

@@ -209,7 +209,7 @@ def _weights(module: nn.Module) -> list[Tensor]:
         for parameter in module.parameters():
             if parameter.dim() > 1:
                 found.append(parameter)
-    elif isinstance(module, nn.RNNBase):
+    elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
         for name, parameter in module.named_parameters():
             if "weight" in name:
                 found.append(parameter)
@@ -235,7 +235,7 @@ def _input_width(layer: nn.Module) -> int:
     there."""
     if isinstance(layer, nn.MultiheadAttention):
         return int(layer.embed_dim)
-    if isinstance(layer, nn.RNNBase):
+    if isinstance(layer, nn.RNNBase | nn.RNNCellBase):
         return layer.input_size
     assert isinstance(layer, _TRANSPOSED)
     return layer.in_channels

@@ -115,6 +115,74 @@ def split_and_shuffled(net: Any, x: Tensor) -> Tensor:
 
 
 CONVS = {"padding": 1}
+
+
+def by_steps(net: Any, x: Tensor) -> Tensor:
+    x = net.embed(x)
+    state = None
+    for step in range(x.shape[1]):
+        state = net.cell(F.relu(net.inward(x[:, step])), state)
+    assert state is not None
+    return net.head(state[0] if isinstance(state, tuple) else state)
+
+
+def by_steps_from_zero(net: Any, x: Tensor) -> Tensor:
+    x = net.embed(x)
+    state = x.new_zeros(x.shape[0], 12)
+    for step in range(x.shape[1]):
+        state = net.cell(F.relu(net.inward(x[:, step])), state)
+    return net.head(state)
+
+
+def from_zero_states(net: Any, x: Tensor) -> Tensor:
+    x = net.embed(x)
+    zero = torch.zeros(net.recurrent.num_layers, x.size(0), 12).to(x)
+    state = (zero, zero) if isinstance(net.recurrent, nn.LSTM) else zero
+    x, _ = net.recurrent(x, state)
+    return net.head(x[:, -1])
+
+
+def from_a_learned_state(net: Any, x: Tensor) -> Tensor:
+    x = net.embed(x)
+    x, _ = net.recurrent(x, net.start.expand(1, x.shape[0], 12).contiguous())
+    return net.head(x[:, -1])
+
+
+class LearnedStart(Network):
+    def __init__(self) -> None:
+        super().__init__(
+            from_a_learned_state,
+            embed=nn.Embedding(20, 8),
+            recurrent=nn.GRU(8, 12, batch_first=True),
+            head=nn.Linear(12, 3),
+        )
+        self.start = nn.Parameter(torch.rand(1, 1, 12))
+
+
+class Blurred(Network):
+    """Channels are blurred by one kernel, as where signals are kept free of aliases."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            blurred,
+            a=nn.Conv2d(3, 16, 3, padding=1),
+            b=nn.Conv2d(16, 8, 3, padding=1),
+            head=nn.Linear(8, 3),
+        )
+        self.register_buffer("kernel", torch.rand(1, 1, 3, 3))
+        self.mixing = nn.Parameter(torch.randn(16, 16, 3, 3) / 12)
+
+
+def blurred(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x).relu()
+    x = F.conv2d(x, net.mixing, padding=1).relu()
+    channels = x.shape[1]
+    kernel = net.kernel.expand(channels, 1, 3, 3)
+    x = F.conv2d(x, kernel, stride=2, padding=1, groups=channels)
+    return net.head(net.b(x).relu().mean((2, 3)))
+
+
+CELLS = (nn.RNNCell, nn.GRUCell, nn.LSTMCell)
 MADE: dict[str, tuple[Callable[[], Network], Tensor, float]] = {
     "channel shuffle": (
         lambda: Network(
@@ -183,6 +251,38 @@ MADE: dict[str, tuple[Callable[[], Network], Tensor, float]] = {
         )
         for kind in (nn.RNN, nn.GRU, nn.LSTM)
     },
+    **{
+        f"{kind.__name__} {does.__name__}": (
+            lambda kind=kind, does=does: Network(  # type: ignore[misc]
+                does,
+                embed=nn.Embedding(20, 8),
+                inward=nn.Linear(8, 10),
+                cell=kind(10, 12),
+                head=nn.Linear(12, 3),
+            ),
+            TOKENS,
+            0.7,
+        )
+        for kind in CELLS
+        for does in (by_steps, by_steps_from_zero)
+        if not (kind is nn.LSTMCell and does is by_steps_from_zero)
+    },
+    **{
+        f"{kind.__name__} of {layers} from zero states": (
+            lambda kind=kind, layers=layers: Network(  # type: ignore[misc]
+                from_zero_states,
+                embed=nn.Embedding(20, 8),
+                recurrent=kind(8, 12, layers, batch_first=True),
+                head=nn.Linear(12, 3),
+            ),
+            TOKENS,
+            0.7,
+        )
+        for kind in (nn.RNN, nn.GRU, nn.LSTM)
+        for layers in (1, 2)
+    },
+    "learned state": (LearnedStart, TOKENS, 0.7),
+    "blurred": (Blurred, IMAGES, 0.4),
     "U-Net": (
         lambda: Network(
             u_shaped,

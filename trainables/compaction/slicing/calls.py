@@ -10,8 +10,9 @@ from torch.fx import Node
 from slimfront.trainables.compaction.slicing.bounds import Bounds
 from slimfront.trainables.compaction.slicing.sizes import changed_numbers
 from slimfront.trainables.compaction.slicing.stays import CannotSlice, Slices, has_tensors
+from slimfront.trainables.structure.coupling.convolutions import CONVOLUTIONS, GROUPS_PLACE
 from slimfront.trainables.structure.coupling.known import Known, found_in
-from slimfront.trainables.structure.coupling.moves import MOVES
+from slimfront.trainables.structure.coupling.moves import FILLS, MOVES, sizes_in
 from slimfront.trainables.structure.coupling.units import packed
 from slimfront.trainables.torch_internals import OpOverload, function_name
 
@@ -80,10 +81,13 @@ class _Calls:
         name = function_name(node)
         if name == "scaled_dot_product_attention":
             return self._with_scale(node)
-        if name not in MOVES:
+        is_known = name in MOVES or name in FILLS or name in CONVOLUTIONS
+        if not is_known or not self._is_touched(node):
             return self._with_numbers(node)
-        if not self._is_touched(node):
-            return self._with_numbers(node)
+        if name in FILLS:
+            return self._filled(node, name)
+        if name in CONVOLUTIONS:
+            return self._convolved(node, name)
         call = self._moved(node, name)
         _check_move(self.slices, node, call)
         return call
@@ -125,6 +129,40 @@ class _Calls:
         kwargs = dict(node.kwargs)
         kwargs["scale"] = width**-0.5
         return NewCall.of(node, node.args, kwargs)
+
+    def _filled(self, node: Node, name: str) -> NewCall:
+        """A tensor of one number, of other sizes."""
+        shape = self.slices.shape(self.slices.known(node))
+        before: list[Any] = []
+        arguments = list(node.args)
+        if name.startswith("new_"):
+            before = arguments[:1]
+            arguments = arguments[1:]
+        are_in_list = isinstance(arguments[0], list | tuple)
+        sizes = self._each_size(sizes_in(arguments), shape)
+        if are_in_list:
+            return NewCall.of(node, (*before, sizes, *arguments[1:]), node.kwargs)
+        return NewCall.of(node, (*before, *sizes), node.kwargs)
+
+    def _convolved(self, node: Node, name: str) -> NewCall:
+        """A convolution by a weight that is computed, with as many groups as there are channels
+        where it has one for each."""
+        call = self._with_numbers(node) or NewCall.of(node, node.args, node.kwargs)
+        args = list(call.args)
+        kwargs = dict(call.kwargs)
+        place = GROUPS_PLACE
+        by_place = len(args) > place
+        groups = args[place] if by_place else kwargs.get("groups", 1)
+        if groups == 1:
+            return call
+        known = self.slices.known_input(node)
+        positions = CONVOLUTIONS[name]
+        channels = self.slices.shape(known)[-positions - 1]
+        if by_place:
+            args[place] = channels
+        else:
+            kwargs["groups"] = channels
+        return NewCall.of(node, tuple(args), kwargs)
 
     def _moved(self, node: Node, name: str) -> NewCall:
         """A call that only moves entries, with other sizes and bounds."""

@@ -52,8 +52,11 @@ def _settle_norm(module: Any) -> None:
 
 
 def _settle_recurrent(module: Any) -> None:
-    _, inputs = module.weight_ih_l0.shape
-    _, hidden = module.weight_hh_l0.shape
+    ending = ""
+    if isinstance(module, nn.RNNBase):
+        ending = "_l0"
+    _, inputs = getattr(module, f"weight_ih{ending}").shape
+    _, hidden = getattr(module, f"weight_hh{ending}").shape
     module.input_size = inputs
     module.hidden_size = hidden
 
@@ -84,7 +87,7 @@ _SETTLE: Sequence[tuple[Any, Callable[[Any], None]]] = (
     (nn.Linear, _settle_linear),
     (_CONVS, _settle_conv),
     (_CHANNEL_NORMS, _settle_norm),
-    (nn.RNNBase, _settle_recurrent),
+    ((nn.RNNBase, nn.RNNCellBase), _settle_recurrent),
     (nn.Embedding, _settle_embedding),
     (nn.Bilinear, _settle_bilinear),
     (nn.PReLU, _settle_prelu),

@@ -28,6 +28,7 @@ HANDLERS = Handlers(
         **convolutions.MODULES,
         **recurrent.MODULES,
     },
+    makers=moves.MAKERS,
     functions={
         **entries.FUNCTIONS,
         **moves.FUNCTIONS,
@@ -35,6 +36,7 @@ HANDLERS = Handlers(
         **reductions.FUNCTIONS,
         **products.FUNCTIONS,
         **attention.FUNCTIONS,
+        **convolutions.FUNCTIONS,
     },
 )
 

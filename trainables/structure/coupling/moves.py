@@ -1,14 +1,21 @@
-"""Operations that move, repeat, leave out or pad entries."""
+"""Operations that move, repeat, leave out or pad entries, or make some of one number."""
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from slimfront.trainables.structure.coupling.known import Known, compressed, found_in, mapped_known
-from slimfront.trainables.structure.coupling.walk import Call, Handler, Walk
+from slimfront.trainables.structure.coupling.known import (
+    Known,
+    along,
+    compressed,
+    found_in,
+    mapped_known,
+)
+from slimfront.trainables.structure.coupling.walk import BATCH, Call, Handler, Walk
 from slimfront.trainables.torch_internals import function_name
 
 MOVES = (
@@ -28,6 +35,10 @@ MOVES = (
     *("index", "tril", "triu", "unsafe_chunk", "unsafe_split"),
 )
 """What only moves, repeats or leaves out entries."""
+SPREADS = ("expand", "broadcast_to")
+"""What repeats entries along axes, of sizes that it is given."""
+FILLS = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full")
+"""What makes a tensor of one number."""
 _PADDING_MODULES: tuple[type[nn.Module], ...] = (
     *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
     *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
@@ -63,12 +74,64 @@ def move(walk: Walk, call: Call) -> Any:
     moving = _moving(walk, call)
     made = moving(torch.zeros(known.shape))
     if not isinstance(made, list | tuple):
-        return walk.moved(known, moving)
+        moved = walk.moved(known, moving)
+        is_constant = known.value is not None
+        if is_constant and name in SPREADS:
+            return _spread(walk, call, known, moved)
+        return moved
     found = []
     for number in range(len(made)):
         part = _part_of(moving, number)
         found.append(walk.moved(known, part))
     return tuple(found)
+
+
+def _spread(walk: Walk, call: Call, known: Known, moved: Known) -> Known:
+    """A constant that is repeated as often as there are channels: each repetition is a unit, which
+    goes with what it meets."""
+    new_axes = moved.dim - known.dim
+    sizes = sizes_in(call.node.args[1:])
+    unit_maps = list(moved.unit_maps)
+    for axis, size in enumerate(moved.shape):
+        was_there = axis >= new_axes and known.shape[axis - new_axes] > 1
+        if size <= 1 or was_there:
+            continue
+        given = sizes[axis]
+        follows_batch = not isinstance(given, int) and size == BATCH
+        if not follows_batch:
+            units = walk.units.fresh(size)
+            unit_maps.append(along(units, axis, moved.dim))
+    return replace(moved, unit_maps=tuple(unit_maps))
+
+
+def sizes_in(arguments: Sequence[Any]) -> list[Any]:
+    """The sizes among arguments, where they stand one by one or in a list."""
+    first = arguments[0]
+    if isinstance(first, list | tuple):
+        return list(first)
+    return list(arguments)
+
+
+def filled(walk: Walk, call: Call) -> Any:
+    """A tensor of one number: along each axis whose size the code names, its entries are units,
+    which go with what they meet."""
+    name = function_name(call.node)
+    made = walk.made[call.node]
+    arguments = call.node.args
+    if name.startswith("new_"):
+        arguments = arguments[1:]
+    if not arguments:
+        return made
+    sizes = sizes_in(arguments)
+    unit_maps = []
+    for axis, size in enumerate(sizes[: made.dim]):
+        if isinstance(size, int) and size > 1:
+            units = walk.units.fresh(size)
+            unit_maps.append(along(units, axis, made.dim))
+    found = Known(made.shape, tuple(unit_maps))
+    if not name.endswith("zeros"):
+        return found
+    return found.with_zero(torch.ones([1] * made.dim, dtype=torch.bool))
 
 
 def _keep_indexed(walk: Walk, call: Call) -> None:
@@ -197,6 +260,7 @@ def _padding(walk: Walk, call: Call) -> tuple[list[int] | None, float]:
     return amounts, float(value)
 
 
+MAKERS: dict[str, Handler] = dict.fromkeys(FILLS, filled)
 FUNCTIONS: dict[str, Handler] = {
     **dict.fromkeys(MOVES, move),
     **dict.fromkeys(("expand_as", "view_as", "reshape_as"), move),

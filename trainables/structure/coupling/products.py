@@ -132,37 +132,40 @@ def einsum(walk: Walk, call: Call) -> Any:
 def linear(walk: Walk, call: Call) -> Any:
     """A linear layer whose weight (out, in) is computed, or shared."""
     given = call.named("input", "weight", "bias")
-    known = given["input"]
+    return linear_of(walk, given["input"], given["weight"], given.get("bias"))
+
+
+def linear_of(walk: Walk, known: Known, weight: Known, bias: Known | None) -> Known:
+    """(…, in) times a weight (out, in), with what is added."""
     batch = _BATCH[: known.dim - 1]
     made = contract(
         walk,
         Lettered(known, batch + "k"),
-        Lettered(given["weight"], "nk"),
+        Lettered(weight, "nk"),
         out=batch + "n",
     )
-    bias = given.get("bias")
     if bias is None:
         return made
-    return _added(walk, made, bias)
+    return added(walk, made, bias)
 
 
 def addmm(walk: Walk, call: Call) -> Any:
     """A product of matrices beside what is added to it."""
-    added, one, other = call.args[:3]
+    more, one, other = call.args[:3]
     made = _product_of_matrices(walk, one, other)
     has_factors = bool(call.kwargs)
     if has_factors:
         return NotImplemented
-    return _added(walk, made, added)
+    return added(walk, made, more)
 
 
-def _added(walk: Walk, made: Known, added: Known) -> Known:
+def added(walk: Walk, made: Known, more: Known) -> Known:
     """A product to which something is added that is broadcast."""
-    wide = lined_up(added, made.dim)
+    wide = lined_up(more, made.dim)
     zero = made.zeros() & wide.zeros()
     summed = Known(
         shape=made.shape,
-        unit_maps=joined(walk, [made, added], made.shape),
+        unit_maps=joined(walk, [made, more], made.shape),
     )
     return summed.with_zero(zero)
 

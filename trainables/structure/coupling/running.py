@@ -28,13 +28,22 @@ class Handlers:
 
     modules: dict[type[nn.Module], Handler]
     functions: dict[str, Handler]
+    makers: dict[str, Handler]
+    """Of what makes a tensor of sizes alone."""
 
     def of(self, graph: GraphModule, node: Node) -> Handler | None:
         """The handler of a node; None if there is none."""
         module = module_of(graph, node)
         if module is not None:
             return self.modules.get(type(module))
-        return self.functions.get(function_name(node))
+        name = function_name(node)
+        return self.functions.get(name) or self.maker(node)
+
+    def maker(self, node: Node) -> Handler | None:
+        """The handler of a node that makes a tensor of sizes alone; None if it does not."""
+        if node.op not in ("call_function", "call_method"):
+            return None
+        return self.makers.get(function_name(node))
 
 
 def walked(graph: GraphModule, inputs: Tensor, handlers: Handlers) -> Walk:
@@ -113,8 +122,9 @@ def _known(walk: Walk, node: Node, handlers: Handlers) -> Any:
     if node.op == "output":
         walk.stay(args, "the network gives it out")
         return made
-    is_of_numbers = not has_tensors(made)
-    if is_of_numbers or not has_tensors(given):
+    if not has_tensors(made):
+        return made
+    if not has_tensors(given) and handlers.maker(node) is None:
         return made
     handler = handlers.of(walk.graph, node)
     call = Call(node, args, kwargs)

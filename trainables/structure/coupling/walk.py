@@ -19,6 +19,8 @@ from slimfront.trainables.structure.coupling.known import (
 from slimfront.trainables.structure.coupling.units import NONE, Units
 from slimfront.trainables.structure.graph import module_of, submodule
 
+BATCH = 2
+"""How many inputs a walk is of."""
 Handler = Callable[["Walk", "Call"], Any]
 """What a handler is: of the walk and a call, it returns what is known of the call's output, or
 `NotImplemented`."""

@@ -25,6 +25,14 @@ _LAYERS: dict[str, tuple[type[nn.Module], ...]] = {
     "group_norm": (nn.GroupNorm,),
     "embedding": (nn.Embedding,),
     "prelu": (nn.PReLU,),
+    "rnn_tanh_cell": (nn.RNNCell,),
+    "rnn_relu_cell": (nn.RNNCell,),
+    "gru_cell": (nn.GRUCell,),
+    "lstm_cell": (nn.LSTMCell,),
+    "rnn_tanh": (nn.RNN,),
+    "rnn_relu": (nn.RNN,),
+    "gru": (nn.GRU,),
+    "lstm": (nn.LSTM,),
 }
 """Which kinds of modules do one operation with parameters of theirs."""
 _CONV_SETTINGS = (("stride", 3), ("padding", 4), ("dilation", 5), ("groups", 6))
@@ -47,11 +55,29 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-def input_place(node: Node) -> int:
-    """Where the input stands among the arguments of a layer's operation."""
-    if function_name(node) == "embedding":
-        return 1
-    return 0
+_RECURRENT_SETTINGS = (
+    *("bias", "num_layers", "dropout", "training", "bidirectional"),
+    "batch_first",
+)
+"""The settings of a recurrent layer, in the order in which its operation is given them, behind its
+input, state and parameters."""
+
+
+def inputs_of(node: Node, args: Any) -> tuple[Any, ...]:
+    """The inputs of a layer among the arguments of its operation in a graph."""
+    operation = function_name(node)
+    if operation == "embedding":
+        return (args[1],)
+    if not _is_recurrent(operation):
+        return (args[0],)
+    state = args[1]
+    if isinstance(state, list | tuple):
+        state = tuple(state)
+    return (args[0], state)
+
+
+def _is_recurrent(operation: str) -> bool:
+    return operation.startswith(("rnn_", "gru", "lstm"))
 
 
 def layer_of(node: Node, args: Any, held: dict[str, Any]) -> str | None:
@@ -67,7 +93,7 @@ def layer_of(node: Node, args: Any, held: dict[str, Any]) -> str | None:
     if kinds is None:
         return None
     names = []
-    for source in _other_sources(args, input_place(node)):
+    for source in _other_sources(args, inputs_of(node, args)):
         if source.op != "get_attr":
             return None
         names.append(str(source.target))
@@ -85,18 +111,37 @@ def layer_of(node: Node, args: Any, held: dict[str, Any]) -> str | None:
         return None
     if not _has_settings(module, operation, args):
         return None
+    if _is_recurrent(operation) and not _is_of_mode(module, operation, args):
+        return None
     if plain_kind(module) not in kinds:  # its own code calls the operation, with its parameters
         held[owner] = _as_plain(module, kinds)
     return owner
 
 
-def _other_sources(args: Any, input_place: int) -> Iterator[Node]:
-    """The nodes among the arguments of an operation, but for the input."""
-    for place, argument in enumerate(args):
-        if place == input_place:
+def _other_sources(args: Any, inputs: tuple[Any, ...]) -> Iterator[Node]:
+    """The nodes among the arguments of an operation, but for its inputs."""
+    for argument in args:
+        items = argument
+        if not isinstance(argument, list | tuple):
+            items = [argument]
+        if any(argument is one or tuple(items) == one for one in inputs):
             continue
-        if isinstance(argument, Node):
-            yield argument
+        for item in items:
+            if isinstance(item, Node):
+                yield item
+
+
+def _is_of_mode(module: Any, operation: str, args: Any) -> bool:
+    """Whether a recurrent layer or cell does an operation of this name, with these settings."""
+    nonlinearity = getattr(module, "nonlinearity", None)
+    if nonlinearity is not None and f"_{nonlinearity}" not in operation:
+        return False
+    if operation.endswith("_cell"):
+        return True
+    given = dict(zip(_RECURRENT_SETTINGS, args[3:], strict=False))
+    given.pop("dropout", None)
+    given.pop("training", None)
+    return all(getattr(module, setting) == value for setting, value in given.items())
 
 
 def _as_plain(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> nn.Module:

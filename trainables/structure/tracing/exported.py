@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Node
 from slimfront.trainables.errors import first_line
 from slimfront.trainables.inputs import Several, joined, tensors
 from slimfront.trainables.precision import as_torch_has_it
-from slimfront.trainables.structure.tracing.called_layers import input_place, layer_of
+from slimfront.trainables.structure.tracing.called_layers import inputs_of, layer_of
 from slimfront.trainables.structure.tracing.constants import ConstantRun
 from slimfront.trainables.torch_internals import (
     decides_by_values,
@@ -301,8 +301,7 @@ class _NewGraph:
         args, kwargs = fx.node.map_arg(given, self.made.__getitem__)
         layer = layer_of(node, args, self.held)
         if layer is not None:
-            place = input_place(node)
-            return self.graph.call_module(layer, (args[place],))
+            return self.graph.call_module(layer, inputs_of(node, args))
         plain = _PLAIN.get(str(node.target))
         takes_kwargs = plain is F.scaled_dot_product_attention
         has_same_arguments = takes_kwargs or not kwargs

@@ -31,6 +31,7 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _TURNED = "Conv1D"
 """The class of transformers' linear layers whose weight is (inputs, outputs)."""
 _RECURRENT = (nn.RNN, nn.GRU, nn.LSTM)
+_WITH_CELLS = (*_RECURRENT, nn.RNNCell, nn.GRUCell, nn.LSTMCell)
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 _KEY_VALUE_HEADS = ("num_key_value_heads",)
 _QUERIES = ("qkv", "query", "q_proj", "q_lin", "q")
@@ -222,7 +223,7 @@ def _recurrent(network: nn.Module) -> Zeros:
     """Every second hidden unit of recurrent layers: all of their gates."""
     zeros: Zeros = {}
     for prefix, module in network.named_modules():
-        if isinstance(module, _RECURRENT):
+        if isinstance(module, _WITH_CELLS):
             places = list(range(1, module.hidden_size, 2))
             for name, parameter in module.named_parameters(recurse=False):
                 gates = _in_gates(parameter, module.hidden_size, places)

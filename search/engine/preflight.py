@@ -52,7 +52,7 @@ def preflight(config: Config) -> dict[str, float]:
         data = looked_at(base.data, torch.device("cpu"), base.task)
         _say_how_inputs_are_seen(config, data)
         network = built(base.model, data)
-        run_once(network, data)
+        _say_what_is_unused(run_once(network, data), data)
         sample = data.prepare(data.validation.inputs[:8])
         if base.int8 or "int8" in config.space:
             need_onnx()
@@ -86,6 +86,13 @@ def _say_how_inputs_are_seen(candidate: Candidate, data: Dataset) -> None:
             "model.weights was trained otherwise, set it to none, or to {mean: …, std: …}",
             data.normalised,
         )
+
+
+def _say_what_is_unused(outputs: torch.Tensor, data: Dataset) -> None:
+    """Outputs of the network that stand for nothing in the data."""
+    unused = data.task.options.unused_outputs(outputs, data.head)
+    if unused is not None:
+        log.warning("%s", unused)
 
 
 def _check_scales(candidate: Candidate, sizes: Mapping[str, float]) -> None:

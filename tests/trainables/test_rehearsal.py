@@ -72,6 +72,27 @@ class Optional(Two):
         return self.head(hidden * 2 if twice else hidden)
 
 
+class Detached(Two):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x).detach()
+
+
+class WithoutGradient(Two):
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x)
+
+
+class Frozen(Two):
+    def __init__(self) -> None:
+        super().__init__()
+        self.requires_grad_(False)
+
+
+def flat(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs.argmax(1) != targets).float().mean()
+
+
 class Needs(Two):
     def forward(self, x: Tensor, mask: Tensor) -> Any:
         return self.head(self.hidden(x) * mask)
@@ -128,6 +149,19 @@ def candidate(kind: str, **changes: Any) -> Candidate:
         ("Branches", {}, "Branches.forward cannot be traced.*no format could ship it"),
         ("Branches", {"compaction": {"enabled": False}}, "no format can ship this network"),
         ("Draws", {}, "draws random numbers in evaluation mode"),
+        ("Detached", {}, "what Detached.forward returns has no gradient"),
+        ("WithoutGradient", {}, "returns has no gradient.* or runs under torch.no_grad"),
+        ("Frozen", {}, "no parameter of the network requires a gradient"),
+        (
+            "Two",
+            {
+                "task": {
+                    "name": "classification",
+                    "loss": {"factory": "tests.trainables.test_rehearsal:flat"},
+                }
+            },
+            "the task's loss has no gradient",
+        ),
         ("Needs", {}, "Needs raised TypeError.*'mask'"),
         (
             "normed",

@@ -83,6 +83,12 @@ def _read_all(given: Any, what: str, ignore: int | None) -> tuple[Any, Any]:
     except Exception as error:
         kind = type(error).__name__
         reason = first_line(error)
+        if "equal size" in reason:  # torch's words, of examples that make no batch
+            raise UserError(
+                f"{what} gives examples of different shapes, which make no batch; pad them in the "
+                "dataset, or return a torch.utils.data.DataLoader whose collate_fn pads each "
+                "batch, with a mask where the network takes one"
+            ) from error
         raise UserError(f"{what} raised {kind}: {reason}") from error
 
 

@@ -338,5 +338,9 @@ class Task(Options):
         """What is wrong with outputs, as a sentence; None if nothing is."""
         return None
 
+    def unused_outputs(self, found: Tensor, outputs: int) -> str | None:
+        """Which outputs stand for nothing in the data, as a sentence; None if none do."""
+        return None
+
 
 TASKS: Registry[Task] = Registry("task")

@@ -150,6 +150,9 @@ class Classification(Task):
             )
         return too_few_logits(found, outputs)
 
+    def unused_outputs(self, found: Tensor, outputs: int) -> str | None:
+        return too_many_logits(found, outputs)
+
 
 _TOP_K = Known("classification.MulticlassAccuracy", defaults={"average": "micro"})
 
@@ -162,6 +165,18 @@ def too_few_logits(found: Tensor, outputs: int) -> str | None:
     return (
         f"the network gives {logits} logits, and the data set has {outputs} classes; give "
         "it an output each"
+    )
+
+
+def too_many_logits(found: Tensor, outputs: int) -> str | None:
+    """What is unusual about logits (N, classes, …) of which some stand for no class."""
+    logits = found.shape[1]
+    if logits <= outputs:
+        return None
+    return (
+        f"the network gives {logits} logits, and the data set has {outputs} classes: no example is "
+        "of the others; if there are more classes than the data show, set task.classes, and else "
+        "give the network an output for each class"
     )
 
 

@@ -20,6 +20,7 @@ from slimfront.trainables.tasks.classification import (
     class_weights,
     soft_cross_entropy,
     too_few_logits,
+    too_many_logits,
     weighted_cross_entropy,
 )
 from slimfront.trainables.tasks.metrics import Known, Metric, MetricOptions
@@ -162,3 +163,6 @@ class Segmentation(PerPlace):
                 return too_few_logits(found, outputs)
         wanted = self.shape_of_outputs(targets, outputs)
         return f"the network returns {shape} for {count} inputs; it must return {wanted}"
+
+    def unused_outputs(self, found: Tensor, outputs: int) -> str | None:
+        return too_many_logits(found, outputs)

@@ -37,8 +37,17 @@ def trained_parameters(network: nn.Module, factors: Mapping[str, float]) -> Trai
     Args:
         factors: of the learning rate, by the names of parameters, with `*` for any characters; the
             first that a name fits counts, and 1 for others.
+
+    Raises:
+        UserError: if no parameter requires a gradient.
     """
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if not trained:
+        raise UserError(
+            "no parameter of the network requires a gradient, so that nothing of it can be "
+            "trained; have its code set requires_grad, or give training.epochs: 0 to prune it as "
+            "it is"
+        )
     if not factors:
         return trained
     of_parameters = {}

@@ -83,8 +83,9 @@ def _build_and_run(candidate: Candidate, data: Dataset) -> None:
 
 
 @torch.no_grad()
-def run_once(network: nn.Module, data: Dataset) -> None:
-    """Runs a network on a few training examples, and takes the metrics of what it makes of them.
+def run_once(network: nn.Module, data: Dataset) -> Tensor:
+    """Runs a network on a few training examples, takes the metrics of what it makes of them, and
+    returns that.
 
     Raises:
         UserError: if it does not take them, or makes anything else than the task needs.
@@ -102,6 +103,8 @@ def run_once(network: nn.Module, data: Dataset) -> None:
             tally = data.task.tally()
             data.task.count(tally, found, targets)
             tally.state()
+    outputs: Tensor = found
+    return outputs
 
 
 @torch.no_grad()
@@ -410,9 +413,20 @@ def _check_outputs_of_step(training: Training, batch: Split) -> None:
     data = training.data
     model = training.model
     inputs = data.prepare(batch.inputs)
-    with torch.no_grad(), _statistics_kept(model):
+    with _statistics_kept(model):
         found = model(inputs)
     _check_outputs(data, found, len(batch.targets))
+    if not found.requires_grad:
+        raise UserError(
+            f"what {type(model).__name__}.forward returns has no gradient, so that the network "
+            "cannot be trained: its code detaches it, or runs under torch.no_grad()"
+        )
+    loss = data.task.loss(found, data.train.targets[: len(batch.targets)])
+    if not loss.requires_grad:
+        raise UserError(
+            "the task's loss has no gradient, so that no network can be trained by it: its code "
+            "detaches it, runs under torch.no_grad(), or chooses by argmax alone"
+        )
 
 
 @contextmanager

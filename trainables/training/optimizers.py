@@ -45,8 +45,7 @@ def trained_parameters(network: nn.Module, factors: Mapping[str, float]) -> Trai
     if not trained:
         raise UserError(
             "no parameter of the network requires a gradient, so that nothing of it can be "
-            "trained; have its code set requires_grad, or give training.epochs: 0 to prune it as "
-            "it is"
+            "trained; set requires_grad in its code for what is to be trained"
         )
     if not factors:
         return trained

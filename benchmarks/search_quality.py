@@ -85,8 +85,8 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def config_of(variant: Variant, seed: int, trials: int, directory: Path) -> Config:
-    """The main job's config, searched in that way."""
+def config_of(job: Path, variant: Variant, seed: int, trials: int, directory: Path) -> Config:
+    """The config of a job, searched in that way."""
     # Stopped trials are short: twice as many of them cost about as much.
     trials *= 2 if variant.stopping else 1
     wanted = [
@@ -101,7 +101,7 @@ def config_of(variant: Variant, seed: int, trials: int, directory: Path) -> Conf
     ]
     if not variant.refine:
         wanted.append("one_shot.refine=0")
-    return load(CONFIG, wanted)
+    return load(job, wanted)
 
 
 class Untold(StudySearcher):
@@ -212,19 +212,19 @@ def baseline_of(events: Sequence[Event]) -> tuple[dict[str, float], dict[str, fl
     return trained[-1], sizes
 
 
-def searched(variant: Variant, seed: int, trials: int) -> tuple[list[Event], Config]:
+def searched(job: Path, variant: Variant, seed: int, trials: int) -> tuple[list[Event], Config]:
     """The journal of a search of ours."""
     with tempfile.TemporaryDirectory() as directory:
-        config = config_of(variant, seed, trials, Path(directory))
+        config = config_of(job, variant, seed, trials, Path(directory))
         with patch.object(runner, "StudySearcher", StudySearcher if variant.told else Untold):
             runner.run_search(config, name="quality")
         return list(read_events(Path(directory, "quality", JOURNAL_FILE))), config
 
 
-def assembled(seed: int, trials: int, config: Config) -> list[Event]:
+def assembled(job: Path, seed: int, trials: int, config: Config) -> list[Event]:
     """Ray Tune with OptunaSearch on two objectives, a function trainable, and nothing else; as
     events of ours."""
-    base = load(CONFIG, ["one_shot.steps=0"])
+    base = load(job, ["one_shot.steps=0"])
     epochs = config.training.epochs
 
     def trainable(values: dict[str, Any]) -> None:
@@ -285,7 +285,8 @@ def assembled(seed: int, trials: int, config: Config) -> list[Event]:
     return events
 
 
-def _rows(found: dict[str, list[Found]], budget: int) -> list[dict[str, Any]]:
+def rows_of(found: dict[str, list[Found]], budget: int) -> list[dict[str, Any]]:
+    """The table: a row for each search, judged at a third of its budget of epochs and at its end."""
     rows = []
     for name, per_seed in found.items():
         row: dict[str, Any] = {"search": name}
@@ -305,7 +306,7 @@ def _median(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
-def _goals(found: dict[str, list[Found]], budget: int) -> list[Goal]:
+def goals_of(found: dict[str, list[Found]], budget: int) -> list[Goal]:
     """Ours against the assembled stack at its end, seed by seed, within one point."""
     tolerance = TOLERANCES[0]
     goals = []
@@ -318,7 +319,9 @@ def _goals(found: dict[str, list[Found]], budget: int) -> list[Goal]:
     return goals
 
 
-def _found_with(seed: int, names: Sequence[str], trials: int, kept: Kept) -> dict[str, Found]:
+def _found_with(
+    job: Path, seed: int, names: Sequence[str], trials: int, kept: Kept
+) -> dict[str, Found]:
     """What each search finds with one seed, by its name; what was kept is not searched again."""
     runs: dict[Variant, tuple[list[Event], Config]] = {}
 
@@ -327,7 +330,7 @@ def _found_with(seed: int, names: Sequence[str], trials: int, kept: Kept) -> dic
         # as a candidate changes nothing of how the search goes, only what it finds.
         same = replace(variant, candidates=True, one_shot=True)
         if same not in runs:
-            runs[same] = searched(same, seed, trials)
+            runs[same] = searched(job, same, seed, trials)
         return runs[same]
 
     found = {}
@@ -339,7 +342,7 @@ def _found_with(seed: int, names: Sequence[str], trials: int, kept: Kept) -> dic
             baseline, sizes = baseline_of(events)
             events = shown_events(events, variant)
             if name == ASSEMBLED:
-                events = assembled(seed, trials, config)
+                events = assembled(job, seed, trials, config)
             kept.put(key, found_by(events, config, baseline, sizes).as_plain())
         found[name] = Found.from_plain(kept.results[key])
     return found
@@ -353,16 +356,23 @@ def search_quality(arguments: argparse.Namespace) -> Outcome:
         names = [OURS, *(name for name in names if name in arguments.only)]
     if arguments.quick:
         seeds, names, trials = 1, [OURS], 4
+    found = compared(CONFIG, seeds, names, trials, Kept(arguments.keep))
+    budget = trials * load(CONFIG).training.epochs
+    return Outcome(seeds, rows_of(found, budget), goals_of(found, budget))
+
+
+def compared(
+    job: Path, seeds: int, names: Sequence[str], trials: int, kept: Kept
+) -> dict[str, list[Found]]:
+    """What each search of a config finds, by its name, seed by seed; the assembled stack first."""
     logging.getLogger("ray").setLevel(logging.ERROR)
     start_local_ray()
     found: dict[str, list[Found]] = {name: [] for name in (ASSEMBLED, *names)}
-    kept = Kept(arguments.keep)
     for seed in range(seeds):
-        for name, one in _found_with(seed, names, trials, kept).items():
+        for name, one in _found_with(job, seed, names, trials, kept).items():
             found[name].append(one)
     ray.shutdown()
-    budget = trials * load(CONFIG).training.epochs
-    return Outcome(seeds, _rows(found, budget), _goals(found, budget))
+    return found
 
 
 if __name__ == "__main__":

@@ -56,8 +56,12 @@ ON_A_GPU = {
 """
 
 
-BY_NAME = {"versions": ["versions"], "zoo": ["zoo", "--keep", "runs/zoo.jsonl"]}
-"""The same, of what takes hours, or an environment of its own: `make versions`, `make zoo`."""
+BY_NAME = {
+    "versions": ["versions"],
+    "zoo": ["zoo", "--keep", "runs/zoo.jsonl"],
+    "search_images": ["search_images", "--keep", "runs/search_images.jsonl"],
+}
+"""The same, of what takes hours, or an environment or data of its own: `make versions`, `make zoo`."""
 
 
 def main() -> None:

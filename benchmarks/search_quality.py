@@ -286,7 +286,7 @@ def assembled(job: Path, seed: int, trials: int, config: Config) -> list[Event]:
 
 
 def rows_of(found: dict[str, list[Found]], budget: int) -> list[dict[str, Any]]:
-    """The table: a row for each search, judged at a third of its budget of epochs and at its end."""
+    """The table: a row for each search, judged at a third of its epochs and at their end."""
     rows = []
     for name, per_seed in found.items():
         row: dict[str, Any] = {"search": name}

@@ -61,7 +61,7 @@ BY_NAME = {
     "zoo": ["zoo", "--keep", "runs/zoo.jsonl"],
     "search_images": ["search_images", "--keep", "runs/search_images.jsonl"],
 }
-"""The same, of what takes hours, or an environment or data of its own: `make versions`, `make zoo`."""
+"""The same, of what takes hours, or needs data or an environment: `make versions`, `make zoo`."""
 
 
 def main() -> None:

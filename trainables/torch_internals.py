@@ -6,6 +6,7 @@
 import io
 import logging
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
@@ -47,28 +48,41 @@ _LOADS_COMPILER = (
 """Functions that torch wraps so that they load its compiler where they are called first."""
 _CALLED = "__dynamo_disable"
 """The attribute of the wrapped function that has what is called."""
+_entering = threading.Lock()
+_within: list[int] = []
+"""The threads that are within `without_compiler`."""
 
 
 @contextmanager
 def without_compiler() -> Iterator[None]:
     """Within, optimisers and the counter of FLOPs do not load torch's compiler, which takes more
     than a second: a process that compiles nothing has no use for it. Once it is loaded, nothing is
-    different."""
+    different. Several threads may be within at once."""
     if "torch._dynamo" in sys.modules:
         yield
         return
-    originals = []
-    for function in _LOADS_COMPILER:
-        if hasattr(function, "__wrapped__"):
-            originals.append(function.__wrapped__)
-    for original in originals:
-        # Where the wrapper keeps what it calls.
-        setattr(original, _CALLED, original)
+    with _entering:
+        _within.append(threading.get_ident())
+        for original in _originals():
+            # Where the wrapper keeps what it calls.
+            setattr(original, _CALLED, original)
     try:
         yield
     finally:
-        for original in originals:
-            delattr(original, _CALLED)
+        with _entering:
+            _within.pop()
+            if not _within:
+                for original in _originals():
+                    delattr(original, _CALLED)
+
+
+def _originals() -> list[Any]:
+    """What the wrappers of `_LOADS_COMPILER` wrap."""
+    found = []
+    for function in _LOADS_COMPILER:
+        if hasattr(function, "__wrapped__"):
+            found.append(function.__wrapped__)
+    return found
 
 
 def function_name(node: Node) -> str:

@@ -1,6 +1,7 @@
 import copy
 import subprocess
 import sys
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.packs.packable import packable
+from slimfront.trainables.torch_internals import without_compiler
 from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.optimizers import OptimizerName, build_optimizer, take_step
 from slimfront.trainables.training.rehearsal import rehearse
@@ -144,6 +146,7 @@ def test_the_refit_has_the_factors_too() -> None:
 
 WITHOUT_COMPILER = """
 import sys
+from contextlib import ExitStack
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.training.train import train
 
@@ -170,3 +173,17 @@ optimizer.state_dict()
 def test_a_training_loads_no_compiler_and_one_may_be_loaded_afterwards() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT_COMPILER], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_threads_of_a_process_may_be_without_the_compiler_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As trials that share a process are, when two of them are saved."""
+    monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
+    optimizer = torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=0.1)
+    with ExitStack() as one, ExitStack() as other:
+        one.enter_context(without_compiler())
+        other.enter_context(without_compiler())
+        one.close()
+        optimizer.state_dict()
+        assert "torch._dynamo" not in sys.modules

@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 
 from slimfront.trainables.inputs import each, tensors
 from slimfront.trainables.structure.comparing import Compared, compare
+from slimfront.trainables.tasks.evaluating import fitting_caches
 from slimfront.trainables.torch_internals import flattened
 
 EXACT = 1e-10
@@ -223,7 +224,7 @@ def difference_in_batches(
     A batch is run at a time, so that memory does not grow with N.
     """
     found: dict[tuple[int, torch.Size], Compared] = {}
-    for batch in (*pieces(inputs), *_last(inputs, 3, 1)):
+    for batch in (*pieces(inputs, expected), *_last(inputs, 3, 1)):
         wanted = outputs(expected, batch)
         try:
             got = outputs(actual, batch)
@@ -252,11 +253,13 @@ def difference_in_batches(
     return _largest(differences)
 
 
-def pieces(inputs: Tensor) -> Iterator[Tensor]:
-    """Inputs (N, *input_shape) a batch at a time: few enough that they fit a device's memory."""
+def pieces(inputs: Tensor, network: nn.Module) -> Iterator[Tensor]:
+    """Inputs (N, *input_shape) of a network a batch at a time: few enough that they fit a device's
+    memory, or a core's caches."""
     entries = max(_entries(inputs), 1)
     few_enough = _ENTRIES_AT_ONCE // entries
-    size = max(1, min(_AT_ONCE, few_enough))
+    cached = fitting_caches(network, entries) or _AT_ONCE
+    size = max(1, min(_AT_ONCE, few_enough, cached))
     for start in range(0, len(inputs), size):
         yield inputs[start : start + size]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from slimfront.trainables.gpu import to_device
 from slimfront.trainables.precision import to_float32
-from slimfront.trainables.tasks.evaluating import evaluating
+from slimfront.trainables.tasks.evaluating import evaluating, fitting_caches
 from slimfront.trainables.tasks.metrics import Described, Metric, Tally
 
 if TYPE_CHECKING:
@@ -173,9 +173,11 @@ class ActiveTask:
         Args:
             inputs: (N, …), as they are stored.
             targets: (N, …).
-            batch_size: 4096 if None, or what makes batches of 64 MiB of float32 if that is less.
+            batch_size: if None, 4096, or what makes batches of 64 MiB of float32 if that is less,
+                or what `fitting_caches` says.
         """
         tally = self.tally()
+        batch_size = batch_size or _at_once(inputs, network)
         with evaluating(network):
             for stored, wanted in self.batches(inputs, targets, batch_size):
                 outputs = network(prepare(stored))
@@ -186,8 +188,8 @@ class ActiveTask:
     def batches(
         inputs: Tensor, targets: Tensor, batch_size: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs (N, …) and targets (N, …) in batches; sizes as for `state`."""
-        size = batch_size or _at_once(inputs)
+        """Inputs (N, …) and targets (N, …) in batches; sizes as for `state` on a GPU."""
+        size = batch_size or _fitting(inputs)
         inputs_of_batches = inputs.split(size)
         targets_of_batches = targets.split(size)
         return zip(inputs_of_batches, targets_of_batches, strict=True)
@@ -202,7 +204,7 @@ class ActiveTask:
         """What a network makes of all inputs, in evaluation mode, (N, …), float32; arguments as for
         `state`."""
         made = []
-        size = _at_once(inputs)
+        size = _at_once(inputs, network)
         with evaluating(network):
             for stored in inputs.split(size):
                 outputs = network(prepare(stored))
@@ -267,7 +269,16 @@ def _moved(criterion: Criterion, device: torch.device) -> Criterion:
     return partial(criterion.func, *criterion.args, **keywords)
 
 
-def _at_once(inputs: Tensor) -> int:
+def _at_once(inputs: Tensor, network: nn.Module) -> int:
+    """How many inputs (N, …) a network is given at once."""
+    size = _fitting(inputs)
+    cached = fitting_caches(network, inputs[0].numel())
+    if cached is None:
+        return size
+    return min(size, cached)
+
+
+def _fitting(inputs: Tensor) -> int:
     """How many inputs (N, …) are taken in a batch: 4096, or what makes 64 MiB of float32 if that is
     less."""
     first = inputs[0]

@@ -48,6 +48,9 @@ from: for how many epochs."""
 CHECKED_INPUTS = 1024
 """Compaction is checked on at most so many validation inputs: the features of all of them at once
 would fill a memory."""
+CHECKED_AGAIN = 256
+"""On so many, if it is that of a network which was pruned in one shot: the network that it was made
+of was checked on more."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +256,8 @@ class Finishing:
         """A network pruned in one shot to so many weights, compacted, recovered and measured."""
         inputs = self._checked_inputs(self.data.validation)
         pruned = pruning.at(kept)
-        compacted = compact(pruned, inputs, self.candidate.compaction, self.told)
+        few = inputs[:CHECKED_AGAIN]
+        compacted = compact(pruned, few, self.candidate.compaction, self.told)
         network = compacted.network
         report = compacted.report
         sizes: Numbers = report.after

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from slimfront.trainables.options import Options
+from slimfront.trainables.structure.agreement import pieces
 from slimfront.trainables.structure.copying import copied
 
 Scores = dict[str, Tensor]
@@ -101,49 +102,55 @@ def _largest_first(scores: Iterable[Tensor]) -> Tensor:
 @torch.no_grad()
 def weight_scores(network: nn.Module, inputs: Tensor) -> Scores:
     """|w| · ‖x‖₂ of every weight of linear and convolutional layers, by the layer's name, in the
-    shape of the weight."""
-    scores: Scores = {}
+    shape of the weight. `inputs` (N, *input_shape) are run a batch at a time."""
+    layers = {}
+    squares: dict[str, Tensor] = {}
     handles = []
     for name, module in network.named_modules():
         if isinstance(module, _SCORED):
-            hook = _Scoring(name, scores)
+            layers[name] = module
+            hook = _Summing(name, squares)
             handle = module.register_forward_pre_hook(hook)
             handles.append(handle)
     try:
-        network(inputs)
+        for batch in pieces(inputs, network):
+            network(batch)
     finally:
         for handle in handles:
             handle.remove()
-    return scores
+    return {name: _score(layers[name], sums.sqrt()) for name, sums in squares.items()}
 
 
 @dataclass(frozen=True)
-class _Scoring:
-    """A hook that writes down the scores of a layer's weights, by what the layer sees."""
+class _Summing:
+    """A hook that adds up, by the layer's name, the squares of what each input feature or channel
+    of a layer sees."""
 
     name: str
-    scores: Scores
+    squares: dict[str, Tensor]
 
     def __call__(self, layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         seen = arguments[0]
-        self.scores[self.name] = _score(layer, seen)
+        if isinstance(layer, nn.Linear):
+            width = seen.shape[-1]
+            rows = seen.reshape(-1, width).t()
+        else:
+            rows = seen.transpose(0, 1).flatten(1)
+        sums = rows.norm(dim=1).square()
+        before = self.squares.get(self.name)
+        self.squares[self.name] = sums if before is None else before + sums
 
 
-def _score(layer: nn.Module, seen: Tensor) -> Tensor:
+def _score(layer: nn.Module, norms_of_inputs: Tensor) -> Tensor:
+    """|w| times the norm of the input feature or channel that each weight reads."""
     weight: Tensor = layer.weight  # type: ignore[assignment]
     size = weight.abs()
     if isinstance(layer, nn.Linear):
-        width = seen.shape[-1]
-        examples = seen.reshape(-1, width)
-        of_features: Tensor = examples.norm(dim=0)
-        return size * of_features
-    by_channel = seen.transpose(0, 1)
-    channels = by_channel.flatten(1)
-    of_channels: Tensor = channels.norm(dim=1)
+        return size * norms_of_inputs
     groups: int = layer.groups  # type: ignore[assignment]
     # Weights are (out, in / groups, *kernel): the outputs of group g read the g-th part of the
     # input channels.
-    norms = of_channels.view(groups, -1)
+    norms = norms_of_inputs.view(groups, -1)
     outputs_of_group = len(size) // groups
     per_output = norms.repeat_interleave(outputs_of_group, dim=0)
     kernel_axes = size.ndim - 2

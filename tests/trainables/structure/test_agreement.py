@@ -251,9 +251,8 @@ def test_a_batch_at_a_time_gives_the_difference_of_all_inputs_at_once(
     inputs = INPUTS[:count].double()
     at_once = Probe(one, inputs, fresh=False).difference(other, 1e-4)
     monkeypatch.setattr(agreement, "_AT_ONCE", 5)
-    assert [len(piece) for piece in pieces(inputs)] == [5] * (count // 5) + [count % 5] * (
-        count % 5 > 0
-    )
+    rest = [count % 5] * (count % 5 > 0)
+    assert [len(piece) for piece in pieces(inputs, one)] == [5] * (count // 5) + rest
     assert difference_in_batches(one, other, inputs, 1e-4) == pytest.approx(at_once, rel=1e-9)
 
 
@@ -282,5 +281,12 @@ def test_a_batch_at_a_time_sees_what_is_wrong_in_one_of_them(
 
 def test_large_inputs_come_few_at_a_time() -> None:
     large = torch.empty(1, 3, 224, 224).expand(1024, 3, 224, 224)
-    assert {len(piece) for piece in pieces(large)} == {27, 25}
-    assert [len(piece) for piece in pieces(torch.empty(600, 8))] == [256, 256, 88]
+    linear = nn.Linear(8, 8)
+    assert {len(piece) for piece in pieces(large, linear)} == {27, 25}
+    assert [len(piece) for piece in pieces(torch.empty(600, 8), linear)] == [256, 256, 88]
+
+
+def test_a_convolutional_network_on_a_cpu_gets_as_many_as_its_caches_hold() -> None:
+    images = torch.empty(100, 1, 32, 32)
+    assert [len(piece) for piece in pieces(images, nn.Conv2d(1, 2, 3))] == [64, 36]
+    assert [len(piece) for piece in pieces(images, nn.Conv2d(1, 2, 3, device="meta"))] == [100]

@@ -23,6 +23,9 @@ class Workload:
     epochs: int
     batch_size: int
     file: str | None = None
+    trials: tuple[int, ...] = (12, 64, 192)
+    """How many of each way, (a), (b) and (c); without the last, (c) is left out."""
+    rounds: int = 3
 
 
 def mlp() -> "nn.Module":
@@ -48,6 +51,16 @@ def deep_mlp() -> "nn.Module":
 
 def resnet() -> "nn.Module":
     """Three residual blocks of 8, 16 and 32 channels."""
+    return residual((8, 16, 32), blocks=1)
+
+
+def resnet20() -> "nn.Module":
+    """A ResNet-20: nine residual blocks of 16, 32 and 64 channels."""
+    return residual((16, 32, 64), blocks=3)
+
+
+def residual(widths: tuple[int, ...], blocks: int) -> "nn.Module":
+    """Stages of so many residual blocks on grey images; each but the first halves their sides."""
     from torch import nn
 
     class Block(nn.Module):
@@ -71,23 +84,46 @@ def resnet() -> "nn.Module":
             added: Tensor = self.relu(self.branch(x) + self.shortcut(x))
             return added
 
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3, 1, 1, bias=False),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        Block(8, 8, 1),
-        Block(8, 16, 2),
-        Block(16, 32, 2),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(32, 10),
-    )
+    inputs = widths[0]
+    layers = [nn.Conv2d(1, inputs, 3, 1, 1, bias=False), nn.BatchNorm2d(inputs), nn.ReLU()]
+    for stage, width in enumerate(widths):
+        for block in range(blocks):
+            stride = 2 if stage and not block else 1
+            layers.append(Block(inputs, width, stride))
+            inputs = width
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 10))
+    return nn.Sequential(*layers, *head)
+
+
+def vgg11() -> "nn.Module":
+    """A VGG-11 of a quarter of its width, with batch norms, for grey images of 28 × 28."""
+    from torch import nn
+
+    layers: list[nn.Module] = []
+    inputs = 1
+    for width, pools in (
+        (16, 1),
+        (32, 1),
+        (64, 0),
+        (64, 1),
+        (128, 0),
+        (128, 1),
+        (128, 0),
+        (128, 0),
+    ):
+        layers += [nn.Conv2d(inputs, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        if place in (0, 1, 3, 5):
+            layers.append(nn.MaxPool2d(2))
+        inputs = width
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(inputs, 10))
 
 
 NETWORKS: dict[str, Callable[[], "nn.Module"]] = {
     "mlp": mlp,
     "deep_mlp": deep_mlp,
     "resnet": resnet,
+    "resnet20": resnet20,
+    "vgg11": vgg11,
 }
 
 

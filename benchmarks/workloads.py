@@ -101,16 +101,7 @@ def vgg11() -> "nn.Module":
 
     layers: list[nn.Module] = []
     inputs = 1
-    for width, pools in (
-        (16, 1),
-        (32, 1),
-        (64, 0),
-        (64, 1),
-        (128, 0),
-        (128, 1),
-        (128, 0),
-        (128, 0),
-    ):
+    for place, width in enumerate((16, 32, 64, 64, 128, 128, 128, 128)):
         layers += [nn.Conv2d(inputs, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
         if place in (0, 1, 3, 5):
             layers.append(nn.MaxPool2d(2))

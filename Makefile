@@ -55,8 +55,8 @@ zoo: .venv-zoo/.installed
 	rm -f runs/zoo.jsonl
 	.venv-zoo/bin/python -m benchmarks zoo
 
-# What benchmarks/width.py runs beside ours, each in an environment of its own.
-peers: .venv-oto/.installed .venv-modelopt/.installed
+# What benchmarks/width.py and benchmarks/search_quality.py run beside ours, each in an environment of its own.
+peers: .venv-oto/.installed .venv-modelopt/.installed .venv-syne/.installed
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
@@ -83,6 +83,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  only-train-once==3.0.1 numpy packaging onnxscript
 	@touch $@
 
+.venv-syne/.installed: constraints.txt
+	$(PYTHON) -m venv .venv-syne
+	.venv-syne/bin/python -m pip install --quiet syne-tune==0.16.0
+	@touch $@
+
 .venv-modelopt/.installed: constraints.txt
 	$(PYTHON) -m venv .venv-modelopt
 	.venv-modelopt/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" nvidia-modelopt==0.47.0 \
@@ -99,4 +104,4 @@ constraints:
 	rm -rf .venv-fresh
 
 clean:
-	rm -rf .venv .venv-fresh .venv-zoo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-* *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

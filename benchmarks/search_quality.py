@@ -5,6 +5,7 @@ import argparse
 import logging
 import math
 import statistics
+import sys
 import tempfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ import torch
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
+from benchmarks import search_moasha
 from benchmarks.common import KEEP, Goal, Kept, Outcome, at_most, run, spread
 from benchmarks.curves import THIRD
 from slimfront import train
@@ -319,6 +321,14 @@ def goals_of(found: dict[str, list[Found]], budget: int) -> list[Goal]:
     return goals
 
 
+def others() -> list[str]:
+    """The searches that are not ours, and can be run here."""
+    if search_moasha.PYTHON.exists():
+        return [ASSEMBLED, search_moasha.NAME]
+    print(f"{search_moasha.NAME} is left out: `make peers` sets it up", file=sys.stderr)
+    return [ASSEMBLED]
+
+
 def _found_with(
     job: Path, seed: int, names: Sequence[str], trials: int, kept: Kept
 ) -> dict[str, Found]:
@@ -334,7 +344,7 @@ def _found_with(
         return runs[same]
 
     found = {}
-    for name in (*names, ASSEMBLED):
+    for name in (*names, *others()):
         key = f"{name}; {seed}; {trials}"
         if key not in kept.results:
             variant = VARIANTS.get(name, VARIANTS[OURS])
@@ -343,6 +353,8 @@ def _found_with(
             events = shown_events(events, variant)
             if name == ASSEMBLED:
                 events = assembled(job, seed, trials, config)
+            elif name == search_moasha.NAME:
+                events = search_moasha.searched_by_moasha(job, seed, trials, config)
             kept.put(key, found_by(events, config, baseline, sizes).as_plain())
         found[name] = Found.from_plain(kept.results[key])
     return found
@@ -364,10 +376,10 @@ def search_quality(arguments: argparse.Namespace) -> Outcome:
 def compared(
     job: Path, seeds: int, names: Sequence[str], trials: int, kept: Kept
 ) -> dict[str, list[Found]]:
-    """What each search of a config finds, by its name, seed by seed; the assembled stack first."""
+    """What each search of a config finds, by its name, seed by seed; those of others first."""
     logging.getLogger("ray").setLevel(logging.ERROR)
     start_local_ray()
-    found: dict[str, list[Found]] = {name: [] for name in (ASSEMBLED, *names)}
+    found: dict[str, list[Found]] = {name: [] for name in (*others(), *names)}
     for seed in range(seeds):
         for name, one in _found_with(job, seed, names, trials, kept).items():
             found[name].append(one)

@@ -114,6 +114,43 @@ def test_statistics_do_not_change_while_the_network_is_traced_for_training() -> 
     torch.testing.assert_close(network(INPUTS), model.eval()(INPUTS))
 
 
+class NormedByFunction(nn.BatchNorm1d):
+    """A batch norm whose own code calls the function, and an activation, as timm's do."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 8) to (N, 8)."""
+        statistics = self.running_mean, self.running_var
+        out: Tensor = self.act(
+            F.batch_norm(x, *statistics, self.weight, self.bias, self.training, 0.1, self.eps)
+        )
+        return out
+
+
+class Dropout(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 8) to (N, 8)."""
+        return F.dropout(x, 0.5, self.training)
+
+
+def test_a_batch_norm_by_a_function_keeps_its_statistics_beside_dropout() -> None:
+    torch.manual_seed(0)
+    norm = NormedByFunction(8)
+    for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        assert tensor is not None
+        tensor.data.uniform_(0.5, 1.5)
+    model = nn.Sequential(
+        *(nn.Flatten(), nn.Linear(48, 8), norm, nn.Linear(8, 8)),
+        *(Dropout(), nn.ReLU(), nn.Linear(8, 5)),
+    ).eval()
+    network = compact(model, INPUTS).network
+    torch.testing.assert_close(network(INPUTS), model(INPUTS))
+    assert spread_of_runs(network.train()) > 0
+
+
 def test_a_product_with_one_vector_is_no_layer() -> None:
     class Scored(nn.Module):
         def __init__(self) -> None:

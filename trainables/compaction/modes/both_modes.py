@@ -63,10 +63,17 @@ def traced_in_both_modes(model: nn.Module, sample: Tensor | None = None) -> Grap
         return evaluated
     state = trained.state_dict()
     for name, value in evaluated.state_dict().items():
-        if name in own:  # constants have other names in each, and are equal
+        if name in own or _is_of_layer(trained, name):
             state[name] = value
     trained.load_state_dict(state)
     return trained.eval()
+
+
+def _is_of_layer(network: GraphModule, name: str) -> bool:
+    """Whether a tensor is a layer's, as of one that was made of a function: constants, which are
+    held by the graph itself, have other names in each graph, and are equal."""
+    owner, _, _ = name.rpartition(".")
+    return type(network.get_submodule(owner)) not in (GraphModule, nn.Module)
 
 
 def _with_plain_weights(model: nn.Module) -> nn.Module:

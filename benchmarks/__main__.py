@@ -28,6 +28,7 @@ BENCHMARKS = {
     "post_training": ["post_training"],
     "pretrained": ["pretrained"],
     "search_quality": ["search_quality", "--keep", "runs/search_quality.jsonl"],
+    "search_moasha": ["search_quality", "--only", "ours", "--keep", "runs/search_moasha.jsonl"],
     "test_problems": ["test_problems"],
     "scale": ["scale"],
     "cluster": ["cluster"],

@@ -11,8 +11,8 @@ _FEWEST = 16
 
 def fitting_caches(network: nn.Module, entries: int) -> int | None:
     """How many inputs, of so many `entries` each, a convolutional network on a CPU is given at once
-    so that what it makes of them stays in a core's caches: a ResNet-20 takes half as long as for
-    800 images at once. None for other networks, and elsewhere."""
+    so that what it makes of them stays in a core's caches, which takes less time than many at once.
+    None for other networks, and elsewhere."""
     is_convolutional = False
     for parameter in network.parameters():
         if parameter.device.type != "cpu":

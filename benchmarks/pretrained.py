@@ -52,14 +52,19 @@ class Workload:
 WORKLOADS = {
     "CNN, MNIST": Workload("mnist", {"factory": "benchmarks.pretrained:cnn"}, 6000, 1, 3e-3),
     "ResNet-8, CIFAR-10": Workload(
-        "cifar10", {"name": "resnet20", "depth": 8, "width": 8}, 8000, 2, 5e-3
+        "cifar10", {"name": "resnet20", "depth": 8, "width": 8}, 8000, 2, 1e-2
     ),
 }
 METHODS: dict[str, dict[str, Any]] = {
     "from scratch": {"epochs": EPOCHS},
     "from scratch, distilled": {"epochs": EPOCHS, "distilled": True},
-    "from weights": {"epochs": FROM_WEIGHTS, "weights": True},
-    "from weights, distilled": {"epochs": FROM_WEIGHTS, "weights": True, "distilled": True},
+    "from weights": {"epochs": FROM_WEIGHTS, "weights": True, "lr": 2},
+    "from weights, distilled": {
+        "epochs": FROM_WEIGHTS,
+        "weights": True,
+        "lr": 2,
+        "distilled": True,
+    },
     "not trained": {"epochs": 0, "weights": True},
     "not trained, recovered": {"epochs": 0, "weights": True, "refit": 1},
     "not trained, recovered, distilled": {
@@ -189,7 +194,10 @@ def _made(job: Job, weights: str, options: dict[str, Any], size: float) -> nn.Mo
         parts["distill"] = {"teacher": weights}
     if "refit" in options:
         parts["refit"] = {"epochs": options["refit"], "lr": workload.lr / 3}
-    return train(candidate(job, epochs, **parts)).compacted.network
+    made = candidate(job, epochs, **parts)
+    faster = {"lr": workload.lr * options.get("lr", 1)}
+    training = made.training.model_copy(update=faster)
+    return train(made.model_copy(update={"training": training})).compacted.network
 
 
 def pretrained(arguments: argparse.Namespace) -> Outcome:

@@ -41,7 +41,8 @@ class SlimmingCallback(lightning.Callback):
             sparsifier: its options with its `name`.
             network: the attribute of the LightningModule that is made compact, such as `model`;
                 the module itself if None.
-            options: further ones of `slimfront.Slimming`: `output`, `targets`, `loss`, `seed`.
+            options: further ones of `slimfront.Slimming`: `output`, `targets`, `loss`, `seed`,
+                `trained`.
         """
         self.slimmed = Slimmed(inputs, penalties, sparsifier, options)
         self.name = network

@@ -34,7 +34,8 @@ class Setting:
 
     `examples(n)` gives n training examples, inputs (n, …) and targets (n, …), the same ones for the
     same seed; `loss` is the task's, of outputs and targets. `broadcast_from_rank0` makes tensors
-    the same, in place, in all processes that share the training.
+    the same, in place, in all processes that share the training. `trained` says that the model
+    begins with trained weights.
     """
 
     model: nn.Module
@@ -44,6 +45,7 @@ class Setting:
     examples: Callable[[int], tuple[Tensor, Tensor]]
     loss: Callable[[Tensor, Tensor], Tensor]
     broadcast_from_rank0: Callable[[Iterable[Tensor]], None] = lambda _tensors: None
+    trained: bool = False
 
 
 def prunable_weights(model: nn.Module) -> Tensors:

@@ -28,13 +28,14 @@ from slimfront.trainables.sparsifiers.base import (
     ActiveSparsifier,
     Setting,
     State,
+    TargetSparsifier,
     all_kept,
     out_of_reach,
     prunable_weights,
     taking_part,
 )
 from slimfront.trainables.sparsifiers.masks import Densities, Scores, Tensors, choose_masks, cloned
-from slimfront.trainables.sparsifiers.schedules import Scheduled, Updates, cubic_sparsity
+from slimfront.trainables.sparsifiers.schedules import Times, Updates, cubic_sparsity
 from slimfront.trainables.sparsifiers.unit_costs import UnitCosts, worth_least
 from slimfront.trainables.structure.channel_groups import ChannelGroup
 from slimfront.trainables.structure.graph import rows
@@ -138,10 +139,18 @@ _REMEMBERED = 0.8
 count."""
 
 
+_FROM_SCRATCH = (0.1, 0.7)
+_FROM_WEIGHTS = (0.0, 0.15)
+"""From when to when channels go, as fractions of training: from trained weights the rest of it is
+worth more where they are gone (benchmarks/pretrained.py)."""
+
+
 @SPARSIFIERS.register("channels")
-class Channels(Scheduled):
-    """Zeroes channels and heads on a cubic schedule from `start` to `end`, in steps of `every`, to
-    `sparsity`: the share `of` the FLOPs of the network, of its parameters, or of the channels.
+class Channels(TargetSparsifier):
+    """Zeroes channels and heads on a cubic schedule from `start` to `end`, fractions of training,
+    in steps of `every`, to `sparsity`: the share `of` the FLOPs of the network, of its parameters,
+    or of the channels. Left out, `start` and `end` are 0.1 and 0.7; 0 and 0.15 for a network that
+    begins with trained weights, whose channels can be told apart at once.
 
     `importance` of a channel, over all layers that share it: `gate`, the mean over batches of (w ·
     ∂loss/∂w)², with the sum over all that reads it within the square: by how much the loss would
@@ -158,8 +167,8 @@ class Channels(Scheduled):
     """
 
     name: Literal["channels"] = "channels"
-    start: float = Field(0.1, ge=0, le=1)
-    end: float = Field(0.7, ge=0, le=1)
+    start: float | None = Field(None, ge=0, le=1)
+    end: float | None = Field(None, ge=0, le=1)
     every: int = Field(10, ge=1)
     of: Literal["flops", "params", "channels"] = "flops"
     importance: Literal["gate", "taylor", "norm", "batch-norm"] = "gate"
@@ -173,6 +182,25 @@ class Channels(Scheduled):
                 f"is of {self.of}; set of: channels, or leave compare out"
             )
         return self
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        times = self.times(trained=False)
+        if times.start > times.end:
+            raise ValueError(f"start ({times.start}) is after end ({times.end})")
+        return self
+
+    def times(self, *, trained: bool) -> Times:
+        """When channels go, in a training that begins with `trained` weights or with random
+        ones."""
+        start, end = _FROM_SCRATCH
+        if trained and self.start is None and self.end is None:
+            start, end = _FROM_WEIGHTS
+        if self.start is not None:
+            start = self.start
+        if self.end is not None:
+            end = self.end
+        return Times(start, end, self.every)
 
     def attach(self, setting: Setting) -> "ActiveChannels":
         return ActiveChannels(self, setting)
@@ -249,7 +277,8 @@ class ActiveChannels(ActiveSparsifier):
     def __init__(self, options: Channels, setting: Setting) -> None:
         super().__init__(options, setting)
         self.options = options
-        self.updates = Updates(options, setting.total_steps)
+        times = options.times(trained=setting.trained)
+        self.updates = Updates(times, setting.total_steps)
         model = setting.model
         inputs, _ = setting.examples(2)
         with traced_once():

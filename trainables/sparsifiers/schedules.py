@@ -1,6 +1,7 @@
 """When masks change, and by how much."""
 
 import math
+from dataclasses import dataclass
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -46,11 +47,21 @@ class Scheduled(TargetSparsifier):
         return self
 
 
+@dataclass(frozen=True)
+class Times:
+    """When masks are updated: every `every` steps between `start` and `end`, fractions of
+    training."""
+
+    start: float
+    end: float
+    every: int
+
+
 class Updates:
     """The steps of one training at which masks are updated: the first, every n-th from there, and
     the last."""
 
-    def __init__(self, options: Scheduled, total_steps: int) -> None:
+    def __init__(self, options: Scheduled | Times, total_steps: int) -> None:
         # The last update happens at `end`, or in the last step if that comes first: the target is
         # always met.
         last_step = total_steps - 1

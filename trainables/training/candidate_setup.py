@@ -221,6 +221,7 @@ class CandidateSetup:
             examples=self._examples,
             loss=self.taught.task.loss,
             broadcast_from_rank0=self.ranks.broadcast_from_rank0,
+            trained=self.candidate.model.weights is not None,
         )
         return Acting(asked, self.model, sample, setting)
 

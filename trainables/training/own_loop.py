@@ -276,6 +276,7 @@ class OwnTraining(Training):
             targets=targets,
             loss=self.taught.task.loss,
             seed=self.seed,
+            trained=self.candidate.model.weights is not None,
             **({"steps_per_epoch": self.steps_per_epoch()} | dict(options)),
         )
         if self.resumed is not None:

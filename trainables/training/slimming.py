@@ -155,6 +155,7 @@ class Slimming(AbstractContextManager["Slimming"]):
         loss: Loss | None = None,
         output: str | int | None = None,
         seed: int = 0,
+        trained: bool = False,
     ) -> None:
         """
         Args:
@@ -172,6 +173,8 @@ class Slimming(AbstractContextManager["Slimming"]):
             output: which of the network's outputs counts, if it returns several: a key, an
                 attribute or a place.
             seed: of what is drawn, such as the first masks of rigl.
+            trained: whether the network has trained weights, so that `channels` takes out channels
+                early, unless its options say when.
 
         Raises:
             UserError: if an option is unknown or out of range, or what is asked for has nothing to
@@ -200,6 +203,7 @@ class Slimming(AbstractContextManager["Slimming"]):
             examples=_examples(sample, targets),
             loss=_loss_of(loss, targets),
             broadcast_from_rank0=_broadcast,
+            trained=trained,
         )
         self.acting = Acting(asked, view, sample, setting)
         self.step = 0

@@ -336,3 +336,23 @@ def test_a_network_of_last_channels_alone_is_refused(of: str) -> None:
     sparsifier = {"name": "channels", "sparsity": 0.5, "of": of}
     with pytest.raises(UserError, match="there is no channel in this network that can be removed"):
         Slimming(network, optimizer, torch.randn(4, 3, 8, 8), steps=5, sparsifier=sparsifier)
+
+
+def last_update(trained: bool, **options: Any) -> int:
+    """The step after which the last channels go, of a hundred."""
+    asked = {"name": "channels", "sparsity": 0.5, **options}
+    model = network()
+    optimizer = sgd(model)
+    inputs = torch.randn(8, 20)
+    slim = Slimming(model, optimizer, inputs, steps=100, sparsifier=asked, trained=trained)
+    assert isinstance(slim.sparsifier, ActiveChannels)
+    return slim.sparsifier.updates.last
+
+
+def test_channels_of_a_trained_network_go_early_unless_it_is_said_when() -> None:
+    assert last_update(trained=False) == 70
+    assert last_update(trained=True) == 15
+    assert last_update(trained=True, end=0.7) == 70
+    assert last_update(trained=True, start=0.1) == 70
+    with pytest.raises(UserError, match=r"start \(0.8\) is after end \(0.7\)"):
+        last_update(trained=True, start=0.8)

@@ -56,9 +56,19 @@ def slow_scores(network: nn.Module, inputs: torch.Tensor) -> dict[str, torch.Ten
                         score[i, j] = (
                             layer.weight[i, j].abs() * (inputs[:, channel] ** 2).sum().sqrt()
                         )
-                scores[name] = score
+                scores[name] = relative(score)
             inputs = layer(inputs)
     return scores
+
+
+def relative(score: torch.Tensor) -> torch.Tensor:
+    """Each squared score over the sum of those of its layer that are as large or larger."""
+    squares = score.square()
+    made = torch.zeros_like(score)
+    for place in range(score.numel()):
+        own = squares.flatten()[place]
+        made.view(-1)[place] = own / squares[squares >= own].sum()
+    return made
 
 
 @pytest.mark.parametrize(
@@ -87,7 +97,64 @@ def test_the_weights_with_the_largest_scores_of_the_whole_network_stay(
     for step, sparser in enumerate(prune(network, inputs, OneShot(steps=3, keep=0.6)), start=1):
         threshold = flat.sort(descending=True).values[int(alive * 0.6**step) - 1]
         for name, score in scores.items():
-            assert torch.equal(sparser.get_submodule(name).weight != 0, score >= threshold)
+            kept = sparser.get_submodule(name).weight != 0
+            assert torch.equal(kept, score >= threshold * (1 - 1e-12))
+
+
+def test_the_last_layer_of_a_convolutional_network_does_not_go_whole() -> None:
+    """It sees one place of each example, and the first one hundreds."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    ).eval()
+    for sparser in prune(network, torch.rand(16, 3, 20, 20), OneShot(steps=3, keep=0.5)):
+        assert min(nonzeros(sparser)) > 0
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolutional"])
+def test_a_correction_brings_back_the_mean_and_spread_of_each_layer(kind: str) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(64, 3, 8, 8)
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 5))
+    ).eval()
+    if kind == "linear":
+        network = nn.Sequential(
+            *(nn.Flatten(), nn.Linear(192, 32), nn.ReLU(), nn.Linear(32, 5))
+        ).eval()
+    plain = Pruning(network, inputs)
+    corrected = Pruning(network, inputs, correct=True)
+    (kept,) = plain.levels(OneShot(steps=1, keep=0.5))
+    wanted = network(inputs).detach()
+
+    def apart(made: torch.Tensor) -> float:
+        means = (made.mean(0) - wanted.mean(0)).abs().max()
+        spreads = (made.std(0) - wanted.std(0)).abs().max()
+        return float(means + spreads)
+
+    assert apart(corrected.at(kept)(inputs).detach()) < 1e-4
+    assert apart(plain.at(kept)(inputs).detach()) > 0.02
+    assert nonzeros(corrected.at(kept)) == nonzeros(plain.at(kept))
+    # And again from another level: nothing of it is left.
+    again = corrected.at(kept)(inputs)
+    corrected.at(kept // 2)
+    assert torch.equal(corrected.at(kept)(inputs), again)
+
+
+def test_layers_without_a_bias_or_called_twice_are_not_corrected() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6, bias=False)
+            self.head = nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.head(self.b(self.a(self.a(x))))
+            return out
+
+    pruning = Pruning(Twice().eval(), torch.randn(8, 6), correct=True)
+    assert pruning.correction is not None
+    assert pruning.correction.names == ["head"]
 
 
 def test_it_ends_where_there_is_nothing_more_to_drop() -> None:

@@ -52,8 +52,8 @@ def prune(
         channels: the share of the channels, units and heads that can be removed, of which those go
             that are worth least: by |w · ∂loss/∂w| with a loss, else by their norm.
         weights: the share of the weights of linear, convolutional and recurrent layers: by
-            |w · ∂loss/∂w| with a loss, else by |w| · ‖x‖₂ with the inputs x that they see. Their
-            layers get smaller only where whole units are zero.
+            |w · ∂loss/∂w| with a loss, else by |w| · ‖x‖₂ with the inputs x that they see, within
+            their layers. Their layers get smaller only where whole units are zero.
         layers: how many whole layers go, one by one, each time the one that `criterion` finds worth
             least: residual branches, layers between activations that keep the shape, and
             activations between layers that merge into one then.

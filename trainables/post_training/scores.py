@@ -12,7 +12,7 @@ from slimfront.trainables.post_training.amount import Amount
 from slimfront.trainables.sparsifiers.base import Setting, taking_part
 from slimfront.trainables.sparsifiers.channels import ActiveChannels, Channels
 from slimfront.trainables.sparsifiers.masks import choose_masks
-from slimfront.trainables.training.one_shot import weight_scores
+from slimfront.trainables.training.one_shot import layer_adaptive, weight_scores
 
 Scores = dict[str, Tensor]
 
@@ -85,7 +85,8 @@ def zero_weights(
     layers that sparsifiers act on, compared with each other; biases stay.
 
     With a loss by |w · ∂loss/∂w|, the mean over the batches; else by |w| · ‖x‖₂ with the inputs x
-    that a weight sees (see `training.one_shot`), and by |w| in the layers where that is not known.
+    that a weight sees, within its layer (see `training.one_shot`), and by |w| in the layers where
+    that is not known.
 
     Returns:
         How many went of each layer, by its name.
@@ -161,8 +162,8 @@ def _taylor(weights: Scores) -> Scores:
 
 
 def _by_inputs(network: nn.Module, weights: Scores, batches: Sequence[Batch]) -> Scores:
-    """|w| · ‖x‖₂ over all batches, relative to the mean of each layer's inputs where that is not
-    known: there |w|."""
+    """|w| · ‖x‖₂ over all batches, |w| where the inputs are not known, so that layers can be
+    compared: see `layer_adaptive`."""
     squares: Scores = {}
     for batch in batches:
         for layer, score in weight_scores(network, batch.inputs).items():
@@ -175,7 +176,7 @@ def _by_inputs(network: nn.Module, weights: Scores, batches: Sequence[Batch]) ->
             scores[name] = squares[name].sqrt()
         else:
             scores[name] = weight.detach().abs()
-    return scores
+    return layer_adaptive(scores)
 
 
 def _mean(scores: Iterator[Scores]) -> Scores:

@@ -186,7 +186,8 @@ class Finishing:
 
     def _pruning(self, trained: Trained) -> Pruning:
         inputs = self._checked_inputs(self.data.train)
-        return Pruning(trained.compacted.network, inputs)
+        correct = self.candidate.one_shot.correct
+        return Pruning(trained.compacted.network, inputs, correct=correct)
 
     def _refined(self, pruning: Pruning, trained: Trained, between: tuple[int, int]) -> int:
         """The fewest weights that `refine` halvings between a number that is as good and one that

@@ -1,7 +1,9 @@
 """One-shot pruning of a finished network: further, smaller candidates that cost no training."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,29 +26,34 @@ class OneShot(Options):
     0 steps: none. They end early once the quality is less than half of what it was, or the error
     more than twice that. One more lies between the last one that is within `tolerance` of the
     network they are made of and the first that is not: the smallest as good that `refine` halvings
-    of what is between find. At the end of training, each is refitted for `recover` epochs, at the
+    of what is between find. With `correct`, the outputs of each layer are brought back to the mean
+    and spread that they had. At the end of training, each is refitted for `recover` epochs, at the
     learning rate `refit.lr`.
     """
 
     steps: int = Field(8, ge=0)
     keep: float = Field(0.7, gt=0, lt=1)
     refine: int = Field(3, ge=0)
+    correct: bool = True
     recover: int = Field(0, ge=0)
 
 
 class Pruning:
-    """A copy of a network with fewer weights, without training; biases are kept.
+    """A copy of a network with fewer weights, without training.
 
     The weights with the smallest scores in the whole network are set to exactly 0. A weight's score
     is its magnitude times the norm of the inputs that it sees, |w| · ‖x‖₂ (Wanda: Sun et al. 2024,
     arXiv 2306.11695, eq. 1), for a convolution that of its input channel. The paper compares within
-    each row; here, where rows and layers may go whole, all weights are compared.
+    each row; here all weights are compared, by what their scores are within their layers: see
+    `layer_adaptive`.
+
+    Biases are kept, or corrected: see `Correction`.
     """
 
-    def __init__(self, network: nn.Module, inputs: Tensor) -> None:
+    def __init__(self, network: nn.Module, inputs: Tensor, *, correct: bool = False) -> None:
         """`network` is in evaluation mode; `inputs` (N, *input_shape) are training inputs that the
         norms are taken on."""
-        scores = weight_scores(network, inputs)
+        scores = layer_adaptive(weight_scores(network, inputs))
         self.scores = scores
         self.ordered = torch.zeros(0)
         if scores:
@@ -57,6 +64,9 @@ class Pruning:
         modules = network.named_modules()
         self.whole = dict(modules)
         self.sparser = copied(network)
+        self.correction: Correction | None = None
+        if correct and scores:
+            self.correction = Correction(network, list(scores), inputs[:_CORRECTED_BY])
 
     def levels(self, options: OneShot) -> list[int]:
         """How many weights each step keeps; it ends where there is nothing more to drop."""
@@ -84,7 +94,105 @@ class Pruning:
             stays = score >= least
             weights = whole.weight * stays
             sparser.weight.copy_(weights)
+            if whole.bias is not None:
+                sparser.bias.copy_(whole.bias)
+        if self.correction is not None:
+            self.correction.apply(self.sparser)
         return self.sparser
+
+
+_CORRECTED_BY = 128
+"""So many training inputs show what the outputs of layers are."""
+_MOST = 4.0
+"""No output of a layer is made larger, or smaller, by more."""
+
+
+class Correction:
+    """Brings the outputs of the layers of a pruned network back to the mean and the standard
+    deviation that they had, channel by channel, from the first layer to the last: what batch norms
+    do whose statistics are taken again. Bias correction (Nagel et al. 2019, arXiv 1906.04721,
+    section 4.2) does that for the mean. Here batch norms are folded, so that weights and biases
+    take it on; what is 0 stays 0.
+
+    Layers without a bias, or that are called more than once, stay as they are.
+    """
+
+    def __init__(self, network: nn.Module, names: Sequence[str], inputs: Tensor) -> None:
+        """`network` in evaluation mode, the layers of these `names`, and `inputs` (N,
+        *input_shape), which are run at once."""
+        self.inputs = inputs
+        self.calls: Counter[str] = Counter()
+        self.wanted: dict[str, tuple[Tensor, Tensor]] = {}
+        self._run(network, names, self._look)
+        self.names = []
+        modules = dict(network.named_modules())
+        for name in names:
+            if self.calls[name] == 1 and modules[name].bias is not None:
+                self.names.append(name)
+
+    def apply(self, network: nn.Module) -> None:
+        """Corrects a copy of the network in which weights were set to 0, in place."""
+        factors: dict[str, tuple[Tensor, Tensor]] = {}
+
+        def correct(name: str, outputs: Tensor, axis: int) -> Tensor:
+            factor, shift = self._correction(name, outputs, axis)
+            factors[name] = factor, shift
+            return outputs * _along(factor, outputs, axis) + _along(shift, outputs, axis)
+
+        self._run(network, self.names, correct)
+        modules = dict(network.named_modules())
+        for name, (factor, shift) in factors.items():
+            layer = modules[name]
+            rows = factor.reshape(-1, *[1] * (layer.weight.dim() - 1))
+            layer.weight.mul_(rows)
+            layer.bias.mul_(factor).add_(shift)
+
+    def _look(self, name: str, outputs: Tensor, axis: int) -> Tensor:
+        self.calls[name] += 1
+        self.wanted[name] = _moments(outputs, axis)
+        return outputs
+
+    def _correction(self, name: str, outputs: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+        """The factor and what is added then, (channels,)."""
+        mean, deviation = self.wanted[name]
+        mean_now, deviation_now = _moments(outputs, axis)
+        factor = deviation / deviation_now
+        factor = factor.nan_to_num(nan=1.0, posinf=1.0).clamp(1 / _MOST, _MOST)
+        return factor, mean - factor * mean_now
+
+    @torch.no_grad()
+    def _run(
+        self, network: nn.Module, names: Sequence[str], see: Callable[[str, Tensor, int], Tensor]
+    ) -> None:
+        """Runs a network; what each of these layers makes is what `see` makes of it, given its name
+        and the axis of its channels."""
+        modules = dict(network.named_modules())
+        handles = []
+        for name in names:
+
+            def hook(layer: nn.Module, _inputs: Any, outputs: Tensor, name: str = name) -> Tensor:
+                axis = -1 if isinstance(layer, nn.Linear) else 1
+                return see(name, outputs, axis)
+
+            handles.append(modules[name].register_forward_hook(hook))
+        try:
+            network(self.inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _moments(outputs: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """The mean and the standard deviation of each channel, (channels,)."""
+    by_channel = outputs.movedim(axis, 0).flatten(1)
+    return by_channel.mean(1), by_channel.std(1, correction=0)
+
+
+def _along(values: Tensor, outputs: Tensor, axis: int) -> Tensor:
+    """Values (channels,) along the axis of the channels."""
+    shape = [1] * outputs.dim()
+    shape[axis] = -1
+    return values.reshape(shape)
 
 
 def _largest_first(scores: Iterable[Tensor]) -> Tensor:
@@ -97,6 +205,27 @@ def _largest_first(scores: Iterable[Tensor]) -> Tensor:
     ordered = np.sort(numbers)
     rising = torch.from_numpy(ordered)
     return rising.flip(0)
+
+
+def layer_adaptive(scores: Scores) -> Scores:
+    """Scores that can be compared between layers, float64: the square of each, over the sum of the
+    squares of those in its layer that are as large or larger (LAMP: Lee et al. 2021, arXiv
+    2010.07611, eq. 4, there of weights; ties in any order).
+
+    Inputs of layers differ in size, and their number: compared as they are, the last layer of a
+    convolutional network would go first, and whole.
+    """
+    found = {}
+    for name, score in scores.items():
+        squares = score.double().square().flatten()
+        order = squares.argsort(stable=True)
+        rising = squares[order]
+        as_large = rising.flip(0).cumsum(0).flip(0)
+        relative = torch.where(as_large > 0, rising / as_large, 0.0)
+        placed = torch.empty_like(relative)
+        placed[order] = relative
+        found[name] = placed.view_as(score)
+    return found
 
 
 @torch.no_grad()

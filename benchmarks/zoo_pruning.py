@@ -96,14 +96,22 @@ def by_layers(network: nn.Module, inputs: Tensor) -> Zeros:
 
 @torch.no_grad()
 def zero(network: nn.Module, zeros: Zeros) -> int:
-    """Zeroes these in place; returns how many outputs of layers with weights are zero now."""
+    """Zeroes these in place; returns how many outputs of layers with weights are zero now, and how
+    many hidden units of recurrent layers and cells."""
     parameters = dict(network.named_parameters())
     for name, chosen in zeros.items():
         for axis, places in chosen:
             parameters[name].index_fill_(axis, torch.tensor(places, dtype=torch.long), 0.0)
-    return sum(
-        _dead(module.weight, _axis(module)) for module in network.modules() if _has_outputs(module)
-    )
+    dead = 0
+    for module in network.modules():
+        if _has_outputs(module):
+            dead += _dead(module.weight, _axis(module))
+        elif isinstance(module, _WITH_CELLS):
+            for name, weight in module.named_parameters(recurse=False):
+                if name.startswith("weight_ih"):
+                    of_units = weight.unflatten(0, (-1, module.hidden_size))
+                    dead += _dead(of_units.transpose(0, 1), 0)
+    return dead
 
 
 def pruned_alone(network: nn.Module, call: Call, inputs: Tensor) -> nn.Module:

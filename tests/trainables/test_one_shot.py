@@ -141,15 +141,18 @@ def test_a_correction_brings_back_the_mean_and_spread_of_each_layer(kind: str) -
     assert torch.equal(corrected.at(kept)(inputs), again)
 
 
-def test_layers_without_a_bias_or_called_twice_are_not_corrected() -> None:
+def test_layers_without_a_bias_called_twice_or_of_one_weight_are_not_corrected() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6, bias=False)
+            self.c, self.d = nn.Linear(6, 6), nn.Linear(6, 6)
+            self.d.weight = self.c.weight
             self.head = nn.Linear(6, 2)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            out: torch.Tensor = self.head(self.b(self.a(self.a(x))))
+            x = self.b(self.a(self.a(x)))
+            out: torch.Tensor = self.head(self.d(self.c(x).relu()))
             return out
 
     pruning = Pruning(Twice().eval(), torch.randn(8, 6), correct=True)

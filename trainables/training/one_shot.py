@@ -114,7 +114,8 @@ class Correction:
     section 4.2) does that for the mean. Here batch norms are folded, so that weights and biases
     take it on; what is 0 stays 0.
 
-    Layers without a bias, or that are called more than once, stay as they are.
+    Layers without a bias, that are called more than once, or that share their weight, stay as they
+    are.
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str], inputs: Tensor) -> None:
@@ -126,8 +127,11 @@ class Correction:
         self._run(network, names, self._look)
         self.names = []
         modules = dict(network.named_modules())
+        users = Counter(id(modules[name].weight) for name in names)
         for name in names:
-            if self.calls[name] == 1 and modules[name].bias is not None:
+            layer = modules[name]
+            is_alone = self.calls[name] == 1 and users[id(layer.weight)] == 1
+            if is_alone and layer.bias is not None:
                 self.names.append(name)
 
     def apply(self, network: nn.Module) -> None:

@@ -333,13 +333,15 @@ def throughput(arguments: argparse.Namespace) -> Outcome:
             )
         rows: list[dict[str, Any]] = []
         goals: list[Goal] = []
+        rounds = 1
         for workload in workloads(Path(folder), quick=arguments.quick):
             if arguments.only and arguments.only not in workload.name:
                 continue
             found, values = compare(workload)
+            rounds = max(rounds, workload.rounds)
             rows += found
             goals += goals_of(workload, values)
-    return Outcome(3, rows, goals)
+    return Outcome(rounds, rows, goals)
 
 
 def goals_of(workload: Workload, values: dict[str, float]) -> list[Goal]:

@@ -148,6 +148,55 @@ def from_a_learned_state(net: Any, x: Tensor) -> Tensor:
     return net.head(x[:, -1])
 
 
+def attended_by_function(net: Any, x: Tensor) -> Tensor:
+    x = net.embed(x)
+    b, n, c = x.shape
+    q, k, v = net.qkv(net.norm(x)).reshape(b, n, 3, 4, c // 4).permute(2, 0, 3, 1, 4).unbind(0)
+    x = x + net.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c))
+    return net.head(x.mean(1))
+
+
+def in_patches(net: Any, x: Tensor) -> Tensor:
+    """As in MobileViT: attention within what lies at the same place of each patch."""
+    x = net.a(x).relu()
+    b, c, h, w = x.shape
+    x = x.reshape(b * c * (h // 2), 2, w // 2, 2).transpose(1, 2)
+    x = x.reshape(b, c, h * w // 4, 4).transpose(1, 3).reshape(b * 4, h * w // 4, c)
+    x = x + net.down(F.gelu(net.up(x)))
+    x = (
+        x.contiguous()
+        .view(b, 4, h * w // 4, c)
+        .transpose(1, 3)
+        .reshape(b * c * h // 2, w // 2, 2, 2)
+    )
+    return net.head(net.b(x.transpose(1, 2).reshape(b, c, h, w)).relu().mean((2, 3)))
+
+
+def in_patches_by_shape(net: Any, x: Tensor) -> Tensor:
+    return in_patches(net, x) if x.shape[-1] % 2 == 0 else net.head(x.mean((2, 3)))
+
+
+def answering(net: Any, x: Tensor) -> Tensor:
+    """Global response normalisation, as in ConvNeXt V2."""
+    x = F.gelu(net.a(x))
+    size = x.norm(p=2, dim=(2, 3), keepdim=True)
+    response = x * (size / (size.mean(1, keepdim=True) + 1e-6))
+    x = x + torch.addcmul(net.shift.view(1, -1, 1, 1), net.scale.view(1, -1, 1, 1), response)
+    return net.head(net.b(x).mean((2, 3)))
+
+
+class Answering(Network):
+    def __init__(self) -> None:
+        super().__init__(
+            answering,
+            a=nn.Conv2d(3, 16, 3),
+            b=nn.Conv2d(16, 8, 3),
+            head=nn.Linear(8, 3),
+        )
+        self.scale = nn.Parameter(torch.randn(16))
+        self.shift = nn.Parameter(torch.randn(16))
+
+
 class LearnedStart(Network):
     def __init__(self) -> None:
         super().__init__(
@@ -211,6 +260,34 @@ MADE: dict[str, tuple[Callable[[], Network], Tensor, float]] = {
         ROWS,
         0.5,
     ),
+    "attention by the function": (
+        lambda: Network(
+            attended_by_function,
+            embed=nn.Linear(16, 16),
+            norm=nn.LayerNorm(16),
+            qkv=nn.Linear(16, 48),
+            out=nn.Linear(16, 16),
+            head=nn.Linear(16, 5),
+        ),
+        ROWS,
+        0.5,
+    ),
+    **{
+        does.__name__.replace("_", " "): (
+            lambda does=does: Network(  # type: ignore[misc]
+                does,
+                a=nn.Conv2d(3, 12, 3, padding=1),
+                up=nn.Linear(12, 24),
+                down=nn.Linear(24, 12),
+                b=nn.Conv2d(12, 8, 3, padding=1),
+                head=nn.Linear(8, 3),
+            ),
+            IMAGES,
+            0.5,
+        )
+        for does in (in_patches, in_patches_by_shape)
+    },
+    "global response norm": (Answering, IMAGES, 0.5),
     "squeeze and excitation": (
         lambda: Network(
             gated,
@@ -359,14 +436,17 @@ MADE: dict[str, tuple[Callable[[], Network], Tensor, float]] = {
 }
 
 
-def killed(network: nn.Module, inputs: Tensor) -> int:
+def killed(network: nn.Module, inputs: Tensor, *, fitting: bool = False) -> int:
     """Sets about half of the units to zero of each group that can lose them, however they are made;
-    how many."""
+    how many. If `fitting`, only such as leave one size along each axis."""
     graph = trace(network, inputs)
     walk = graph_of_units.units_of(graph, inputs[:2])
     roots = walk.units.roots()
-    chosen = torch.rand(walk.units.count, generator=torch.Generator().manual_seed(1)) < 0.5
-    dead = walk.units.removable(structure_only=True) & chosen[roots]
+    random = torch.rand(walk.units.count, generator=torch.Generator().manual_seed(1)) < 0.5
+    chosen = random[roots]
+    if fitting:
+        walk.units.keep(torch.arange(walk.units.count)[~chosen], "it is not chosen")
+    dead = walk.units.removable(structure_only=True) & chosen
     parameters = dict(graph.named_parameters())
     with torch.no_grad():
         for name, axes in walk.tensors.items():
@@ -390,6 +470,17 @@ def test_units_that_are_zero_go_and_the_outputs_stay(name: str) -> None:
     assert isinstance(made, fx.GraphModule)
     restored = deserialise(serialise(made))
     assert torch.equal(restored(inputs), made(inputs))
+
+
+@pytest.mark.parametrize("name", [name for name in MADE if name != "mixer"])
+def test_all_that_fit_together_go(name: str) -> None:
+    # What mixes places in a mixer adds a bias to all channels, so that none of them is 0.
+    make, inputs, _ = MADE[name]
+    torch.manual_seed(0)
+    network = make().eval().double()
+    assert killed(network, inputs, fitting=True) > 2
+    made = compact(network, inputs)
+    assert [step for step in made.report.steps if step[1] == "zeros stay"] == []
 
 
 @pytest.mark.parametrize("name", MADE)

@@ -8,7 +8,7 @@ from torch import Tensor, fx
 from torch.fx import Node
 
 from slimfront.trainables.compaction.slicing.bounds import Bounds
-from slimfront.trainables.compaction.slicing.sizes import changed_numbers
+from slimfront.trainables.compaction.slicing.sizes import changed_numbers, in_proportion
 from slimfront.trainables.compaction.slicing.stays import CannotSlice, Slices, has_tensors
 from slimfront.trainables.structure.coupling.convolutions import CONVOLUTIONS, GROUPS_PLACE
 from slimfront.trainables.structure.coupling.known import Known, found_in
@@ -89,7 +89,7 @@ class _Calls:
         if name in CONVOLUTIONS:
             return self._convolved(node, name)
         call = self._moved(node, name)
-        _check_move(self.slices, node, call)
+        self._check_move(node, call)
         return call
 
     def _is_touched(self, node: Node) -> bool:
@@ -139,7 +139,7 @@ class _Calls:
             before = arguments[:1]
             arguments = arguments[1:]
         are_in_list = isinstance(arguments[0], list | tuple)
-        sizes = self._each_size(sizes_in(arguments), shape)
+        sizes = self._each_size(node, sizes_in(arguments), shape)
         if are_in_list:
             return NewCall.of(node, (*before, sizes, *arguments[1:]), node.kwargs)
         return NewCall.of(node, (*before, *sizes), node.kwargs)
@@ -183,10 +183,10 @@ class _Calls:
         shape = self.slices.shape(made)
         if name == "unflatten":
             tensor, axis, sizes = args
-            parts = self._unflattened(axis, sizes, shape)
+            parts = self._unflattened(node, axis, sizes, shape)
             return [tensor, axis, parts]
         tensor, *sizes = args
-        new = self._sizes(sizes, shape)
+        new = self._sizes(node, sizes, shape)
         return [tensor, *new]
 
     def _bounded(self, node: Node, name: str, args: list[Any]) -> list[Any]:
@@ -225,7 +225,7 @@ class _Calls:
             kwargs=kwargs,
         )
 
-    def _sizes(self, sizes: list[Any], shape: tuple[int, ...]) -> list[Any]:
+    def _sizes(self, node: Node, sizes: list[Any], shape: tuple[int, ...]) -> list[Any]:
         """The sizes of `view` and the like, which stand one by one or in a list."""
         given = sizes
         are_in_list = len(sizes) == 1 and isinstance(sizes[0], list | tuple)
@@ -234,86 +234,85 @@ class _Calls:
             given = list(in_list)
         if len(given) != len(shape):
             return sizes
-        new = self._each_size(given, shape)
+        new = self._each_size(node, given, shape)
         if are_in_list:
             return [new]
         return new
 
-    def _unflattened(self, axis: int, sizes: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    def _unflattened(
+        self, node: Node, axis: int, sizes: Any, shape: tuple[int, ...]
+    ) -> tuple[Any, ...]:
         """The sizes that an axis is parted into."""
         count = len(sizes)
         axes_before = len(shape) - count + 1
         start = axis % axes_before
         end = start + count
-        new = self._each_size(sizes, shape[start:end])
+        new = self._each_size(node, sizes, shape[start:end])
         return tuple(new)
 
-    def _each_size(self, sizes: Any, wanted: tuple[int, ...]) -> list[Any]:
+    def _each_size(self, node: Node, sizes: Any, wanted: tuple[int, ...]) -> list[Any]:
+        """The sizes that a node is given, as they are wanted."""
         found = []
         for size, each in zip(sizes, wanted, strict=True):
-            new = self._size(size, each)
+            new = self._size(node, size, each)
             found.append(new)
         return found
 
-    def _size(self, size: Any, wanted: int) -> Any:
+    def _size(self, node: Node, size: Any, wanted: int) -> Any:
         if isinstance(size, Node):
-            if self._will_be(size, wanted):
-                return size
-            return wanted
+            return self._computed_size(node, size, wanted)
         if size == -1:
             return size
         return wanted
 
-    def _will_be(self, size: Node, wanted: int) -> bool:
-        """Whether a node that makes a size will make the one that is wanted."""
-        if size in self.slices.by_batch:
-            return True
-        if size in self.changed:
-            return False
-        was = self.slices.known(size)
-        return bool(was == wanted)
+    def _computed_size(self, node: Node, size: Node, wanted: int) -> Any:
+        """A size that the code computes, as it is wanted."""
+        follows_batch = size in self.slices.by_batch
+        will_be = self.changed.get(size, self.slices.known(size))
+        if will_be != wanted:
+            if not follows_batch:
+                return wanted
+            return in_proportion(self.slices, node, size, will_be, wanted)
+        if size in self.changed and not follows_batch:
+            return wanted
+        return size
 
+    def _check_move(self, node: Node, call: NewCall) -> None:
+        """Moves the numbers of units that stay, as the changed call would, and compares.
 
-def _check_move(slices: Slices, node: Node, call: NewCall) -> None:
-    """Moves the numbers of units that stay, as the changed call would, and compares.
+        Raises:
+            CannotSlice: if they do not come to stand where they should.
+        """
+        slices = self.slices
+        known = slices.known_input(node)
+        if not isinstance(known, Known):
+            return  # an item of several outputs
+        _, *rest = call.args
+        given = (rest, call.kwargs)
+        args, kwargs = fx.node.map_arg(given, self._value)
+        mask = slices.mask(known)
+        for unit_map in known.unit_maps:
+            numbers = unit_map + 1
+            entries = packed(numbers.expand(known.shape), mask)
+            try:
+                moved = slices.walk.called(
+                    call,  # type: ignore[arg-type]
+                    args=[entries.double(), *args],
+                    kwargs=kwargs,
+                )
+            except (RuntimeError, IndexError, ValueError, TypeError):
+                raise CannotSlice(node) from None
+            _compare(slices, node, unit_map, moved)
 
-    Raises:
-        CannotSlice: if they do not come to stand where they should.
-    """
-    known = slices.known_input(node)
-    if not isinstance(known, Known):
-        return  # an item of several outputs
-
-    def value(source: Node) -> Any:
-        return _value(slices, source)
-
-    _, *rest = call.args
-    given = (rest, call.kwargs)
-    args, kwargs = fx.node.map_arg(given, value)
-    mask = slices.mask(known)
-    for unit_map in known.unit_maps:
-        numbers = unit_map + 1
-        entries = packed(numbers.expand(known.shape), mask)
-        try:
-            moved = slices.walk.called(
-                call,  # type: ignore[arg-type]
-                args=[entries.double(), *args],
-                kwargs=kwargs,
-            )
-        except (RuntimeError, IndexError, ValueError, TypeError):
-            raise CannotSlice(node) from None
-        _compare(slices, node, unit_map, moved)
-
-
-def _value(slices: Slices, node: Node) -> Any:
-    """What a node makes: a number, or a tensor."""
-    known = slices.known(node)
-    if not isinstance(known, Known):
-        return known
-    if known.value is not None:
-        return known.value
-    shape = slices.shape(known)
-    return torch.zeros(shape)
+    def _value(self, node: Node) -> Any:
+        """What a node will make: a number, or a tensor."""
+        known = self.slices.known(node)
+        if not isinstance(known, Known):
+            return self.changed.get(node, known)
+        if known.value is not None:
+            return known.value
+        shape = self.slices.shape(known)
+        return torch.zeros(shape)
 
 
 def _compare(slices: Slices, node: Node, unit_map: Tensor, moved: Any) -> None:

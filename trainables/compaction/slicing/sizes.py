@@ -1,34 +1,38 @@
 """Which numbers in a network's code follow from sizes that change."""
 
+import math
+import operator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx import GraphModule, Node
 
-from slimfront.trainables.compaction.slicing.stays import Slices, has_tensors
+from slimfront.trainables.compaction.slicing.stays import CannotSlice, Slices, has_tensors
 from slimfront.trainables.structure.coupling.known import Known, mapped_known
 from slimfront.trainables.structure.coupling.running import numbers_of
 from slimfront.trainables.structure.coupling.walk import Walk
 
 
-def follow_batch(network: GraphModule, walk: Walk, inputs: Tensor) -> frozenset[Node]:
-    """The nodes that make other numbers for another number of inputs; the walk was of two."""
+def follow_batch(network: GraphModule, walk: Walk, inputs: Tensor) -> dict[Node, Any]:
+    """The nodes that make other numbers for another number of inputs, with what they make of three;
+    the walk was of two."""
     three = torch.arange(3) % len(inputs)
     for_three = numbers_of(network, inputs[three])
-    found = set()
+    found = {}
     for node, for_two in walk.known.items():
         if node.name not in for_three:
             continue
         if for_three[node.name] != for_two:
-            found.add(node)
-    return frozenset(found)
+            found[node] = for_three[node.name]
+    return found
 
 
-def changed_numbers(slices: Slices) -> frozenset[Node]:
-    """The nodes that would make other numbers than they made, from the sizes that change."""
+def changed_numbers(slices: Slices) -> dict[Node, Any]:
+    """The nodes that would make other numbers than they made, from the sizes that change, with
+    those."""
     new: dict[Node, Any] = {}
-    changed = set()
+    changed = {}
     for node in slices.network.graph.nodes:
         before = slices.known(node)
         new[node] = _made(slices, node, new)
@@ -37,8 +41,28 @@ def changed_numbers(slices: Slices) -> frozenset[Node]:
         if not _is_of_sizes(before):
             continue
         if new[node] != before:
-            changed.add(node)
-    return frozenset(changed)
+            changed[node] = new[node]
+    return changed
+
+
+def in_proportion(slices: Slices, node: Node, size: Node, made: int, wanted: int) -> Node:
+    """A node before this one that makes a size that is `wanted` of two inputs, where `size`, which
+    follows from the number of inputs, makes another: a factor of it was written into the code.
+
+    Raises:
+        CannotSlice: if the size is not proportional to the number of inputs.
+    """
+    of_three = slices.by_batch[size]
+    of_two = slices.known(size)
+    if 2 * of_three != 3 * of_two:
+        raise CannotSlice(node)
+    common = math.gcd(made, wanted)
+    graph = slices.network.graph
+    with graph.inserting_before(node):
+        several = graph.call_function(operator.mul, (size, wanted // common))
+        new = graph.call_function(operator.floordiv, (several, made // common))
+    slices.walk.known[new] = wanted
+    return new
 
 
 def _made(slices: Slices, node: Node, new: dict[Node, Any]) -> Any:

@@ -53,8 +53,9 @@ def _attended(walk: Walk, query: Known, key: Known, value: Known, mask: Known | 
     *_, rows, _ = query.shape
     *_, width = value.shape
     shape = torch.Size([*in_front, rows, width])
+    whatever_the_width = torch.Size([*in_front, rows, 1])
     sides = [
-        Known(shape, scores.unit_maps),
+        Known(whatever_the_width, scores.unit_maps),
         Known(shape, of_values),
     ]
     made = Known(shape, joined(walk, sides, shape))

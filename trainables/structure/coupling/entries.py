@@ -1,6 +1,7 @@
 """Operations that act on each entry for itself, of one tensor or of several."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,26 +31,26 @@ _UNARY_MODULES: tuple[type[nn.Module], ...] = (
     *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
     nn.FeatureAlphaDropout,
 )
-_ALL_ZERO = ("add", "sub", "rsub", "maximum", "minimum", "where", "lerp", "hypot", "fmax", "fmin")
+_ALL_ZERO = (
+    *("add", "sub", "rsub", "subtract", "maximum", "minimum", "where", "hypot", "fmax", "fmin"),
+    *("logical_or", "or", "bitwise_or", "logical_xor", "xor"),
+)
 _ANY_ZERO = ("mul", "multiply", "logical_and", "and", "bitwise_and")
 _FIRST_ZERO = (
     *("div", "truediv", "true_divide", "divide", "floordiv", "floor_divide", "fmod", "mod"),
     "remainder",
 )
+_OF_THREE: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "addcmul": lambda added, one, other: added & (one | other),
+    "addcdiv": lambda added, above, _: added & above,
+    "lerp": lambda start, end, _: start & end,
+}
+"""Where the result is 0, by where the three operands are."""
 _OTHERS = (
-    *("pow", "eq", "ne", "lt", "le", "gt", "ge", "masked_fill", "logical_or", "or", "xor", "clamp"),
-    *(
-        "addcmul",
-        "addcdiv",
-        "atan2",
-        "subtract",
-        "float_power",
-        "clip",
-        "logical_xor",
-        "bitwise_or",
-    ),
+    *("pow", "eq", "ne", "lt", "le", "gt", "ge", "masked_fill", "clamp", "atan2", "float_power"),
+    "clip",
 )
-POINTWISE = (*_ALL_ZERO, *_ANY_ZERO, *_FIRST_ZERO, *_OTHERS)
+POINTWISE = (*_ALL_ZERO, *_ANY_ZERO, *_FIRST_ZERO, *_OF_THREE, *_OTHERS)
 """Functions and methods of several tensors, which broadcast."""
 
 
@@ -108,6 +109,8 @@ def _zeros(call: Call, dim: int) -> Tensor | None:
     factor = call.kwargs.get("alpha", 1)
     if factor == 0 or not zeros:
         return None
+    if name in _OF_THREE and len(zeros) == 3:
+        return _OF_THREE[name](*zeros)
     if name in _ALL_ZERO:
         return functools.reduce(torch.logical_and, zeros)
     if name in _ANY_ZERO:

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -120,9 +121,21 @@ def writes_in_place(node: Node) -> bool:
 
 
 def flattened(outputs: object) -> tuple[list[Any], object]:
-    """What is in nested lists, tuples and dictionaries, and their structure, which can be
-    compared."""
-    return tree_flatten(outputs)
+    """What is in nested lists, tuples, dictionaries and data classes, and their structure, which
+    can be compared."""
+    return tree_flatten(_opened(outputs))
+
+
+def _opened(outputs: object) -> object:
+    """Nested values with a dictionary in the place of each object of a data class."""
+
+    def of_fields(leaf: Any) -> Any:
+        if not is_dataclass(leaf) or isinstance(leaf, type):
+            return leaf
+        values = {field.name: getattr(leaf, field.name) for field in fields(leaf)}
+        return {"class": type(leaf), "fields": _opened(values)}
+
+    return tree_map(of_fields, outputs)
 
 
 def register_container(

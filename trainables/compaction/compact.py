@@ -25,11 +25,12 @@ from slimfront.trainables.compaction.zeros import name_what_stays
 from slimfront.trainables.errors import TrialFailure
 from slimfront.trainables.measures.measure import count_flops, measure
 from slimfront.trainables.precision import all_of_float32
-from slimfront.trainables.structure.agreement import SEEN, difference_in_batches
+from slimfront.trainables.structure.agreement import SEEN, difference_in_batches, outputs
 from slimfront.trainables.structure.attention import split_attention
 from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.structure.graph import Conv
 from slimfront.trainables.tasks.evaluating import evaluating
+from slimfront.trainables.torch_internals import flattened
 
 log = logging.getLogger(__name__)
 
@@ -66,13 +67,14 @@ def compact(
             those that are warned of here are added.
 
     Raises:
-        TrialFailure: if the outputs differ in structure, shape or type, or by more than the
-            tolerance, relative to their spread.
+        TrialFailure: if the network gives NaN; if the outputs differ in structure, shape or type,
+            or by more than the tolerance, relative to their spread.
         UserError: if the network cannot be traced, or has attention that cannot be taken apart.
     """
     options = options or Compaction()
     told = set() if told is None else told
     with evaluating(model), all_of_float32():
+        _check_numbers(model, inputs)
         smaller = _smaller(model, inputs, options)
         network = smaller.network
         steps = list(smaller.steps)
@@ -95,6 +97,17 @@ def compact(
         after=measure(network, inputs),
     )
     return Compacted(network, report)
+
+
+def _check_numbers(model: nn.Module, inputs: Tensor) -> None:
+    """Raises TrialFailure where a network gives NaN: nothing can be compared with that."""
+    leaves, _ = flattened(outputs(model, inputs[:SEEN]))
+    for leaf in leaves:
+        if isinstance(leaf, Tensor) and leaf.isnan().any():
+            raise TrialFailure(
+                "the network gives NaN for the inputs that compaction compares outputs on, so that "
+                "it has diverged, or the inputs are out of the range that it takes"
+            )
 
 
 def relative_difference(

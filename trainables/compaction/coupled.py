@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYERS = (WeightLayer, *_TRANSPOSED)
-_BY_COLUMNS = (nn.Embedding, *_TRANSPOSED)
+_BY_COLUMNS = (nn.Embedding, nn.EmbeddingBag, *_TRANSPOSED)
 
 
 def remove_coupled_channels(

@@ -9,7 +9,11 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from slimfront.trainables.compaction.attention_heads import remove_dead_heads
-from slimfront.trainables.compaction.blocks import Shapes, drop_empty_branches
+from slimfront.trainables.compaction.blocks import (
+    Shapes,
+    drop_empty_branches,
+    drop_zero_summands,
+)
 from slimfront.trainables.compaction.coupled import remove_coupled_channels
 from slimfront.trainables.compaction.exact import in_float64_where_it_can, type_of
 from slimfront.trainables.compaction.layers import clear_rounding, fold_batch_norms
@@ -19,6 +23,7 @@ from slimfront.trainables.compaction.merging.runs import chain, merge_run
 from slimfront.trainables.compaction.options import Compaction
 from slimfront.trainables.compaction.report import Action, Step
 from slimfront.trainables.compaction.units import Removed, remove_dead_units
+from slimfront.trainables.compaction.unread import drop_unread
 from slimfront.trainables.structure.agreement import EXACT, Probe
 from slimfront.trainables.structure.attention import split_attention
 from slimfront.trainables.structure.graph import layers_of
@@ -84,27 +89,42 @@ def reduced(
         if "units" in removals:  # until there are none
             gone = remove_dead_units(network, options.multiple)
             steps += _removed(gone, "units")
-        found: list[Step] = []
-        if "heads" in removals:
-            gone = remove_dead_heads(network, options.multiple)
-            found += _removed(gone, "heads")
-        if "blocks" in removals:
-            for name in drop_empty_branches(network, start.inputs):
-                found.append((name, "block removed", "its residual branch is zero"))
-        merged, apart = _merge(network, start.inputs, options.merge)
-        found += merged
-        if not found and "channels" in removals:
-            found += _remove_channels(start, options)
+        found, apart = _found_beside_units(start, options, removals)
         steps += found
         if not found:
             break
     for name in fold_remaining_norms(network):
         steps.append((name, "folded", "batch norm"))
+    for name in drop_unread(network):
+        steps.append((name, "removed", "nothing reads it"))
     _tidy(network)
     for name in apart:
         steps.append((name, "kept apart", "merging would add weights"))
     network.recompile()
     return network, steps
+
+
+def _found_beside_units(
+    start: Start, options: Compaction, removals: tuple[Removal, ...]
+) -> tuple[list[Step], list[str]]:
+    """Heads, blocks and layers that go; where there are none, what is found by following units. Also
+    the names of layers that would have cost more as one."""
+    network = start.network
+    found: list[Step] = []
+    if "heads" in removals:
+        gone = remove_dead_heads(network, options.multiple)
+        found += _removed(gone, "heads")
+    if "blocks" in removals:
+        for name in drop_empty_branches(network, start.inputs):
+            found.append((name, "block removed", "its residual branch is zero"))
+    merged, apart = _merge(network, start.inputs, options.merge)
+    found += merged
+    if not found and "blocks" in removals:
+        for name in drop_zero_summands(network, start.inputs):
+            found.append((name, "block removed", "what it adds is zero"))
+    if not found and "channels" in removals:
+        found += _remove_channels(start, options)
+    return found, apart
 
 
 def _merge(

@@ -3,6 +3,7 @@
 import functools
 import operator
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -148,18 +149,34 @@ def call_counts(graph: GraphModule) -> Counter[object]:
 
 
 def tied_modules(network: nn.Module) -> set[str]:
-    """The names of the modules that hold a parameter which others hold too, by identity."""
+    """The names of the modules that hold a parameter which others hold too, by identity, or which
+    the network's own code reads."""
     holders: dict[int, list[str]] = {}
     for name, parameter in network.named_parameters(remove_duplicate=False):
         module, _, _ = name.rpartition(".")
         identity = id(parameter)
         names = holders.setdefault(identity, [])
         names.append(module)
+    for parameter in _read_by_code(network):
+        holders.setdefault(id(parameter), []).append("")
     found: set[str] = set()
     for names in holders.values():
         if len(names) > 1:
             found.update(names)
     return found
+
+
+def _read_by_code(network: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters that the code of a traced network reads itself, each as often as it does."""
+    if not isinstance(network, GraphModule):
+        return
+    for node in network.graph.nodes:
+        if node.op != "get_attr":
+            continue
+        owner, _, leaf = str(node.target).rpartition(".")
+        tensor = getattr(submodule(network, owner) if owner else network, leaf)
+        if isinstance(tensor, nn.Parameter):
+            yield tensor
 
 
 @dataclass(frozen=True)

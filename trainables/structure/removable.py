@@ -8,9 +8,11 @@ at random, all take part.
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from slimfront.trainables.errors import UserError, first_few
 from slimfront.trainables.inputs import in_float64
@@ -159,7 +161,7 @@ def removable_together(
         return []
 
     def same() -> nn.Module:
-        return copied(network)
+        return _plain_copy(network)
 
     networks = [
         _drawn(same, 0),
@@ -235,6 +237,23 @@ def _remove(network: nn.Module, inputs: Tensor, dead: dict[str, Tensor]) -> bool
     return True
 
 
+def _plain_copy(network: nn.Module) -> nn.Module:
+    """A copy whose parametrised weights, such as those under a spectral norm, are plain ones."""
+    copy = copied(network)
+    for module in list(copy.modules()):
+        if not parametrize.is_parametrized(module):
+            continue
+        of_module: Any = module.parametrizations
+        computed = {name: getattr(module, name).detach() for name in of_module}
+        # To remove a parametrisation would change the class, which the network's own has too.
+        kind = parametrize.type_before_parametrizations(module)
+        del module.parametrizations
+        module.__class__ = kind
+        for name, tensor in computed.items():
+            module.register_parameter(name, nn.Parameter(tensor))
+    return copy
+
+
 def _drawn(make: Callable[[], nn.Module], seed: int) -> Callable[[], nn.Module]:
     """Makes what `make` makes, with parameters that are drawn anew where they are not zero."""
 
@@ -296,7 +315,7 @@ def _redraw(parameter: Tensor, generator: torch.Generator, scale: float) -> None
 
 def _zeroed(network: nn.Module, groups: list[ChannelGroup], units: dict[str, Tensor]) -> nn.Module:
     """A copy in evaluation mode in which those units are zero."""
-    zeroed = copied(network).eval()
+    zeroed = _plain_copy(network).eval()
     parameters = dict(zeroed.named_parameters())
     for group in groups:
         if group.name not in units:

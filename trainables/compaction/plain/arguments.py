@@ -15,6 +15,7 @@ _DTYPES = {
     for dtype in (
         *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool),
         *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+        *(torch.complex32, torch.complex64, torch.complex128),
     )
 }
 

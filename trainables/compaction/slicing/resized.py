@@ -61,7 +61,7 @@ def _settle_recurrent(module: Any) -> None:
     module.hidden_size = hidden
 
 
-def _settle_embedding(module: nn.Embedding) -> None:
+def _settle_embedding(module: nn.Embedding | nn.EmbeddingBag) -> None:
     _, width = module.weight.shape
     module.embedding_dim = width
 
@@ -88,7 +88,7 @@ _SETTLE: Sequence[tuple[Any, Callable[[Any], None]]] = (
     (_CONVS, _settle_conv),
     (_CHANNEL_NORMS, _settle_norm),
     ((nn.RNNBase, nn.RNNCellBase), _settle_recurrent),
-    (nn.Embedding, _settle_embedding),
+    ((nn.Embedding, nn.EmbeddingBag), _settle_embedding),
     (nn.Bilinear, _settle_bilinear),
     (nn.PReLU, _settle_prelu),
 )

@@ -23,7 +23,7 @@ def follow_batch(network: GraphModule, walk: Walk, inputs: Tensor) -> dict[Node,
     for node, for_two in walk.known.items():
         if node.name not in for_three:
             continue
-        if for_three[node.name] != for_two:
+        if _is_of_sizes(for_two) and for_three[node.name] != for_two:
             found[node] = for_three[node.name]
     return found
 

@@ -24,17 +24,28 @@ def attention(walk: Walk, call: Call) -> Any:
     if module is None:
         names += ["dropout_p", "is_causal"]
     given = call.named(*names)
-    if isinstance(module, ScaledDotProduct) and module.enable_gqa:
-        return NotImplemented
-    if call.kwargs.get("enable_gqa"):
-        return NotImplemented
+    is_grouped = call.kwargs.get("enable_gqa", False)
+    if isinstance(module, ScaledDotProduct):
+        is_grouped = module.enable_gqa
+    key, value = given["key"], given["value"]
+    if is_grouped:
+        heads = given["query"].shape[-3]
+        key = _for_each_query(walk, key, heads)
+        value = _for_each_query(walk, value, heads)
     return _attended(
         walk,
         query=given["query"],
-        key=given["key"],
-        value=given["value"],
+        key=key,
+        value=value,
         mask=given.get("attn_mask"),
     )
+
+
+def _for_each_query(walk: Walk, known: Known, heads: int) -> Known:
+    """Keys or values of fewer heads than queries have, each as often as there are queries to it."""
+    *_, own, _, _ = known.shape
+    times = heads // own
+    return walk.moved(known, lambda entries: entries.repeat_interleave(times, dim=-3))
 
 
 def _attended(walk: Walk, query: Known, key: Known, value: Known, mask: Known | None) -> Known:

@@ -90,8 +90,23 @@ def pointwise(walk: Walk, call: Call) -> Any:
     shape = torch.broadcast_shapes(*shapes)
     unit_maps = joined(walk, sides, shape)
     known = Known(shape, unit_maps)
+    if len(sides) == 1:
+        return known.with_zero(_zeros_beside_numbers(walk, call, sides[0]))
     zero = _zeros(call, known.dim)
     return known.with_zero(zero)
+
+
+def _zeros_beside_numbers(walk: Walk, call: Call, side: Known) -> Tensor | None:
+    """Where an operation on one tensor and numbers makes 0: where it makes 0 of 0, if at all."""
+
+    def of_zeros(zeros: Tensor) -> Any:
+        given = (list(call.args), call.kwargs)
+        args, kwargs = mapped_known(given, lambda _: zeros)
+        return walk.called(call.node, args, kwargs)
+
+    if walk.zero_of(of_zeros, side.dim):
+        return side.zero
+    return None
 
 
 def _zeros(call: Call, dim: int) -> Tensor | None:
@@ -124,11 +139,6 @@ def _keeps_zeros_of_first(name: str, operands: list[Any]) -> bool:
     """Whether an operation makes 0 where its first operand is 0, whatever the others are there."""
     if name in _FIRST_ZERO:
         return True
-    if name == "pow":
-        power = operands[1]
-        if not isinstance(power, int | float):
-            return False
-        return power > 0
     if name == "masked_fill":
         filling = operands[2]
         return bool(filling == 0)

@@ -92,6 +92,48 @@ def stack(walk: Walk, call: Call) -> Any:
     return _one_after_another(walk, wider, axis)
 
 
+def written_into(walk: Walk, call: Call) -> Any:
+    """A tensor with another in the place of a part of it: what is in front of the part, the other,
+    and what is behind it, one after another."""
+    given = call.named("input", "src", "dim", "start", "end", "step")
+    into = given["input"]
+    axis = given.get("dim", 0) % into.dim
+    if given.get("step", 1) != 1:
+        return NotImplemented
+    bounds = slice(given.get("start"), given.get("end"))
+    start, end, _ = bounds.indices(into.shape[axis])
+    return _written_between(walk, into, given["src"], axis, start, end)
+
+
+def written_at(walk: Walk, call: Call) -> Any:
+    """The same of one place along an axis."""
+    given = call.named("input", "src", "dim", "index")
+    into = given["input"]
+    axis = given["dim"] % into.dim
+    place = given["index"] % into.shape[axis]
+    part = walk.moved(given["src"], lambda entries: entries.unsqueeze(axis))
+    return _written_between(walk, into, part, axis, place, place + 1)
+
+
+def _written_between(
+    walk: Walk, into: Known, part: Known, axis: int, start: int, end: int
+) -> Known:
+    size = into.shape[axis]
+    for side in (into, part):
+        walk.units.keep_all(side.along(axis), "a part of them is written anew")
+    parts = []
+    for first, last in ((0, start), (end, size)):
+        parts.append(_narrowed(walk, into, axis, first, last))
+    in_front, behind = parts
+    in_order = [each for each in (in_front, part, behind) if each.shape[axis]]
+    return _one_after_another(walk, in_order, axis)
+
+
+def _narrowed(walk: Walk, known: Known, axis: int, first: int, last: int) -> Known:
+    """What lies between two places along an axis."""
+    return walk.moved(known, lambda entries: entries.narrow(axis, first, last - first))
+
+
 def _one_after_another(walk: Walk, parts: list[Known], axis: int) -> Known:
     """What is known of tensors that are put one after another along an axis."""
     sizes = list(parts[0].shape)
@@ -168,4 +210,6 @@ def _is_only_along(unit_map: Tensor, axis: int) -> bool:
 FUNCTIONS: dict[str, Handler] = {
     **dict.fromkeys(("cat", "concat", "concatenate"), cat),
     "stack": stack,
+    "slice_scatter": written_into,
+    "select_scatter": written_at,
 }

@@ -60,9 +60,9 @@ def _reads_side(layer: CalledLayer, known: Known, axis: int, used: Tensor) -> No
 
 
 def embedding(walk: Walk, call: Call) -> Any:
-    """(…) whole numbers to (…, width)."""
+    """(…) whole numbers to (…, width); of a bag of them, a sum, mean or maximum."""
     layer = layer_of(walk, call)
-    walk.stay(call.args, "they are indices")
+    walk.stay((call.args, call.kwargs), "they are indices")
     layer.note(None, "weight")
     written = layer.writes(axis=1)
     shape = walk.shape_of(call.node)
@@ -85,6 +85,7 @@ def prelu(walk: Walk, call: Call) -> Any:
     known = call.input
     if layer.module.num_parameters == 1:
         return known
+    known = layer.without_positions(known, 1)
     read, rest = layer.split(known, 1)
     layer.note(read, "weight")
     return layer.output(
@@ -208,7 +209,7 @@ def _count(layer: CalledLayer, read: Tensor | None, axis: int, zero_in: Tensor) 
 MODULES: dict[type[nn.Module], Handler] = {
     nn.Linear: linear,
     nn.Bilinear: bilinear,
-    nn.Embedding: embedding,
+    **dict.fromkeys((nn.Embedding, nn.EmbeddingBag), embedding),
     nn.PReLU: prelu,
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), channel_norm),
     **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), channel_norm),

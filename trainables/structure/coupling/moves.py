@@ -39,6 +39,8 @@ SPREADS = ("expand", "broadcast_to")
 """What repeats entries along axes, of sizes that it is given."""
 FILLS = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full")
 """What makes a tensor of one number."""
+_OF_SEVERAL = ("values", "indices")
+"""By which names the tensors are known that a maximum along an axis makes."""
 _PADDING_MODULES: tuple[type[nn.Module], ...] = (
     *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
     *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
@@ -84,6 +86,18 @@ def move(walk: Walk, call: Call) -> Any:
         part = _part_of(moving, number)
         found.append(walk.moved(known, part))
     return tuple(found)
+
+
+def attribute(walk: Walk, call: Call) -> Any:
+    """What an attribute of a tensor, or of several, is: moved, one of them, or the same."""
+    known, name = call.args[:2]
+    if name in _OF_SEVERAL and isinstance(known, tuple):
+        return known[_OF_SEVERAL.index(name)]
+    if name in ("T", "mT"):
+        return walk.moved(known, lambda entries: getattr(entries, name))
+    if name == "data":
+        return known
+    return NotImplemented
 
 
 def _spread(walk: Walk, call: Call, known: Known, moved: Known) -> Known:
@@ -265,6 +279,7 @@ FUNCTIONS: dict[str, Handler] = {
     **dict.fromkeys(MOVES, move),
     **dict.fromkeys(("expand_as", "view_as", "reshape_as"), move),
     **dict.fromkeys(("pad", "constant_pad_nd"), pad),
+    "getattr": attribute,
 }
 MODULES: dict[type[nn.Module], Handler] = {
     **dict.fromkeys(_MOVING_MODULES, move),

@@ -11,6 +11,9 @@ from slimfront.trainables.structure.coupling.known import Known, all_but, compre
 from slimfront.trainables.structure.coupling.walk import Call, Handler, Walk
 from slimfront.trainables.torch_internals import OpOverload
 
+_IN_FRONT = "".join(map(chr, range(0x3B1, 0x3B9)))
+"""The letters of the axes that an ellipsis stands for, the last of them where there are fewer: none
+that an equation has."""
 _BATCH = "abcdefgh"
 """The letters of the axes that both sides have, in front of those of matrices."""
 
@@ -77,14 +80,22 @@ class Lettered:
 
 
 def matmul(walk: Walk, call: Call) -> Any:
-    """A product of matrices, (…, m, k) and (…, k, n)."""
+    """A product of matrices, (…, m, k) and (…, k, n), or of one and a vector (k)."""
     for side in call.args[:2]:
         if not isinstance(side, Known):
             return NotImplemented
-        if side.dim == 1:
-            return NotImplemented
     one, other = call.args[:2]
-    return _product_of_matrices(walk, one, other)
+    gone = []
+    if one.dim == 1:
+        one = walk.moved(one, lambda entries: entries.unsqueeze(0))
+        gone.append(-2)
+    if other.dim == 1:
+        other = walk.moved(other, lambda entries: entries.unsqueeze(1))
+        gone.append(-1)
+    made = _product_of_matrices(walk, one, other)
+    if not gone:
+        return made
+    return walk.moved(made, lambda entries: entries.squeeze(tuple(gone)))
 
 
 def _product_of_matrices(walk: Walk, one: Known, other: Known) -> Known:
@@ -101,32 +112,50 @@ def _product_of_matrices(walk: Walk, one: Known, other: Known) -> Known:
 
 
 def einsum(walk: Walk, call: Call) -> Any:
-    """A product by an equation of two operands."""
+    """A product by an equation of two operands, or of more, one after another."""
     equation, *operands = call.args
     first = operands[0]
     are_in_list = isinstance(first, list | tuple)
     if are_in_list and len(operands) == 1:
         operands = list(first)
-    if "." in equation:
+    sides, out = _spelled_out(equation, [operand.dim for operand in operands])
+    if len(sides) < 2:
         return NotImplemented
-    without_spaces = equation.replace(" ", "")
-    sides, arrow, out = without_spaces.partition("->")
-    if not arrow:
-        return NotImplemented
-    inputs = sides.split(",")
-    if len(inputs) != 2:
-        return NotImplemented
-    for letters in inputs:
+    for letters in sides:
         different = set(letters)
         has_diagonal = len(different) < len(letters)
         if has_diagonal:
             return NotImplemented
-    return contract(
-        walk,
-        Lettered(operands[0], inputs[0]),
-        Lettered(operands[1], inputs[1]),
-        out=out,
-    )
+    first, *others = [Lettered(*pair) for pair in zip(operands, sides, strict=True)]
+    made = first
+    for place, other in enumerate(others, start=2):
+        needed = out + "".join(sides[place:])
+        both = made.letters + other.letters
+        left = "".join(dict.fromkeys(letter for letter in both if letter in needed))
+        if place == len(sides):
+            left = out
+        made = Lettered(contract(walk, made, other, out=left), left)
+    return made.known
+
+
+def _spelled_out(equation: str, dims: list[int]) -> tuple[list[str], str]:
+    """The letters of each operand of an equation, and those of what it makes: letters in the place
+    of an ellipsis, and those that stand once where what it makes is left out."""
+    left, arrow, out = equation.replace(" ", "").partition("->")
+    sides = []
+    widest = ""
+    for letters, dim in zip(left.split(","), dims, strict=True):
+        named = len(letters.replace("...", ""))
+        ellipsis = _IN_FRONT[len(_IN_FRONT) - (dim - named) :]
+        if "..." in letters and len(ellipsis) > len(widest):
+            widest = ellipsis
+        sides.append(letters.replace("...", ellipsis))
+    if not arrow:
+        once = [
+            letter for letter in sorted(set("".join(sides))) if "".join(sides).count(letter) == 1
+        ]
+        return sides, widest + "".join(letter for letter in once if letter not in widest)
+    return sides, out.replace("...", widest)
 
 
 def linear(walk: Walk, call: Call) -> Any:
@@ -338,9 +367,9 @@ def _over_others(zero: Tensor, unit_map: Tensor) -> Tensor:
 
 
 FUNCTIONS: dict[str, Handler] = {
-    **dict.fromkeys(("matmul", "bmm", "mm"), matmul),
+    **dict.fromkeys(("matmul", "bmm", "mm", "mv"), matmul),
     **dict.fromkeys(("addmm", "baddbmm"), addmm),
     "einsum": einsum,
     "embedding": embedding,
-    "linear": linear,
+    **dict.fromkeys(("linear", "inner"), linear),
 }

@@ -33,6 +33,26 @@ def reduce(walk: Walk, call: Call) -> Any:
     """A sum or another number over axes; where it is over units, zeros can go from a sum."""
     known = call.input
     name = function_name(call.node)
+    return _reduced(walk, call, known, name)
+
+
+def extreme(walk: Walk, call: Call) -> Any:
+    """The largest or smallest of all, or along an axis, with its place there."""
+    others = [
+        value for value in (*call.args[1:], *call.kwargs.values()) if isinstance(value, Known)
+    ]
+    if others:
+        return NotImplemented
+    made = walk.made[call.node]
+    name = f"a{function_name(call.node)}"
+    found = _reduced(walk, call, call.input, name)
+    if isinstance(made, Known):
+        return found
+    return found, Known(found.shape, found.unit_maps)
+
+
+def _reduced(walk: Walk, call: Call, known: Known, name: str) -> Known:
+    """A number over axes, by the name of what it is."""
     axes = _axes(call, name)
     unit_maps: list[Tensor] = []
     for unit_map in known.unit_maps:
@@ -137,7 +157,10 @@ def along_axis(walk: Walk, call: Call) -> Any:
     if axis is None:
         return NotImplemented
     left = _left_of(walk, call, known.unit_maps, [axis])
-    return Known(known.shape, left)
+    made = Known(known.shape, left)
+    if function_name(call.node) == "cumsum":
+        return made.with_zero(known.zero_over([axis]))
+    return made
 
 
 def normalise(walk: Walk, call: Call) -> Any:
@@ -184,6 +207,7 @@ FUNCTIONS: dict[str, Handler] = {
     **dict.fromkeys(_REDUCE, reduce),
     **dict.fromkeys(_KEEP_SHAPE, along_axis),
     **dict.fromkeys((*_POOLS, *_RESIZE), pool),
+    **dict.fromkeys(("max", "min"), extreme),
     "normalize": normalise,
 }
 _POOL_MODULES: tuple[type[nn.Module], ...] = tuple(

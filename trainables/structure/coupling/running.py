@@ -21,6 +21,12 @@ from slimfront.trainables.structure.graph import module_of
 from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.torch_internals import function_name, mapped_tree
 
+_WITHOUT_TENSORS = (
+    *(int, float, complex, str, type(None), slice, list, tuple, dict),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format),
+)
+"""What is no object that may hold tensors where none are seen in it."""
+
 
 @dataclass
 class Handlers:
@@ -123,6 +129,8 @@ def _known(walk: Walk, node: Node, handlers: Handlers) -> Any:
         walk.stay(args, "the network gives it out")
         return made
     if not has_tensors(made):
+        if not isinstance(made, _WITHOUT_TENSORS):
+            walk.stay(given, f"'{node.name}' holds them in an object of a class")
         return made
     if not has_tensors(given) and handlers.maker(node) is None:
         return made

@@ -1,6 +1,6 @@
 """Units by number: which go together, what reads them, and which can all go at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -78,6 +78,11 @@ class Units:
         if kept.numel():
             kept_so_far = self.reasons.setdefault(why, [])
             kept_so_far.append(kept.unique())
+
+    def keep_all(self, unit_maps: Iterable[Tensor], why: str) -> None:
+        """Has the units of several maps stay."""
+        for unit_map in unit_maps:
+            self.keep(unit_map, why)
 
     def read(self, units: Tensor, harmless: Tensor, unless: Tensor | None = None) -> None:
         """Notes that units (n,) are read, where it is `harmless` (n,) if they go, or harmless if

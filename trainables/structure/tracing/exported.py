@@ -22,6 +22,7 @@ from slimfront.trainables.inputs import Several, joined, tensors
 from slimfront.trainables.precision import as_torch_has_it
 from slimfront.trainables.structure.tracing.called_layers import inputs_of, layer_of
 from slimfront.trainables.structure.tracing.constants import ConstantRun
+from slimfront.trainables.structure.tracing.returned import writable
 from slimfront.trainables.torch_internals import (
     decides_by_values,
     fixes_the_batch,
@@ -302,6 +303,10 @@ class _NewGraph:
         layer = layer_of(node, args, self.held)
         if layer is not None:
             return self.graph.call_module(layer, inputs_of(node, args))
+        if str(node.target) == "aten.copy.default":  # which has no derivative
+            into, source = args[:2]
+            typed = self.graph.call_method("type_as", (source, into))
+            return self.graph.call_method("expand_as", (typed, into))
         plain = _PLAIN.get(str(node.target))
         takes_kwargs = plain is F.scaled_dot_product_attention
         has_same_arguments = takes_kwargs or not kwargs
@@ -329,7 +334,7 @@ class _NewGraph:
         structure = self.program.call_spec.out_spec
         assert structure is not None
         returned = unflattened(given, structure)
-        self.graph.output(returned)
+        self.graph.output(writable(self.graph, returned))
 
     def used(self) -> dict[str, Any]:
         """The modules and tensors that the graph uses, by name; what reads a tensor for nobody is

@@ -8,6 +8,7 @@ from torch.fx import GraphModule, Node
 from slimfront.trainables.structure import operations
 from slimfront.trainables.structure.tracing.encoders import Tracer
 from slimfront.trainables.structure.tracing.exported import writes_elsewhere
+from slimfront.trainables.structure.tracing.returned import make_writable
 from slimfront.trainables.torch_internals import is_check
 
 
@@ -18,6 +19,7 @@ def symbolically_traced(model: nn.Module) -> GraphModule:
     graph = tracer.trace(model, _defaults(model))
     _drop_optional(graph)
     _drop_checks(graph)
+    make_writable(graph)
     return GraphModule(
         tracer.root,
         graph,

@@ -107,8 +107,8 @@ def reduced(
 def _found_beside_units(
     start: Start, options: Compaction, removals: tuple[Removal, ...]
 ) -> tuple[list[Step], list[str]]:
-    """Heads, blocks and layers that go; where there are none, what is found by following units. Also
-    the names of layers that would have cost more as one."""
+    """Heads, blocks and layers that go; where there are none, what is found by following units.
+    Also the names of layers that would have cost more as one."""
     network = start.network
     found: list[Step] = []
     if "heads" in removals:

@@ -121,13 +121,13 @@ def writes_in_place(node: Node) -> bool:
 
 
 def flattened(outputs: object) -> tuple[list[Any], object]:
-    """What is in nested lists, tuples, dictionaries and data classes, and their structure, which
-    can be compared."""
+    """What is in nested lists, tuples, dictionaries and dataclass objects, and their structure,
+    which can be compared."""
     return tree_flatten(_opened(outputs))
 
 
 def _opened(outputs: object) -> object:
-    """Nested values with a dictionary in the place of each object of a data class."""
+    """Nested values with a dictionary in the place of each object of a dataclass."""
 
     def of_fields(leaf: Any) -> Any:
         if not is_dataclass(leaf) or isinstance(leaf, type):

@@ -296,8 +296,9 @@ class Config(Candidate):
         return found
 
     def _tried(self, values: Mapping[str, object]) -> Candidate:
-        """The candidate with these values, and such of others that all of them apply."""
-        applying = self.search_space.where(values)
+        """The candidate with these values, and such of others that all of them apply; what else
+        varies of its sparsifier has a value of the space too."""
+        applying = self.search_space.beside(values, self._varied("sparsifier"))
         return self.candidate(applying)
 
     def _named_measures(self) -> set[str]:

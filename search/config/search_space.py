@@ -1,7 +1,7 @@
 """What depends on what in a space: values that vary only under a condition, and values that are the
 same as another one's."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
@@ -151,6 +151,22 @@ class SearchSpace:
             if self.allows(path, whole):
                 allowed_together[path] = value
         return allowed_together
+
+    def beside(self, values: Values, paths: Iterable[str]) -> dict[str, Any]:
+        """`where`, with a value of each other of these paths that applies then: no trial is without
+        one."""
+        whole = self.where(values)
+        wanted = set(paths)
+        for path in self.order:
+            if path in whole or path not in wanted or not self.applies(path, whole):
+                continue
+            parameter = self.parameters[path]
+            followed = parameter.same_as
+            if followed is not None:
+                whole[path] = parameter.following(whole[followed])
+            else:
+                whole[path] = parameter.recorded(parameter.ends()[0])
+        return whole
 
     def wheres(self, path: str, value: Any) -> Iterator[dict[str, Any]]:
         """`where`, for each value of the others under which the path varies."""

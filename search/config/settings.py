@@ -12,6 +12,9 @@ from slimfront.search.config.samplers import SAMPLERS, build_sampler
 from slimfront.trainables.options import Options
 from slimfront.trainables.redaction import without_secrets
 
+_SEEDS = 2**32
+"""How many seeds there are: torch's generators on the CPU tell no more apart."""
+
 
 class EarlyStopping(Options):
     """Multi-objective successive halving (see `scheduler.MultiObjectiveASHA`).
@@ -58,7 +61,7 @@ class SearchOptions(Options):
     trials: int = Field(32, ge=1)
     concurrency: int | Literal["auto"] = "auto"
     sampler: str | dict[str, Any] = "tpe"
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: int = Field(0, ge=0, lt=_SEEDS)
     storage_path: str = "runs"
     storage: str | None = None
     early_stopping: EarlyStopping | None = None
@@ -104,8 +107,21 @@ class SearchOptions(Options):
         if name != "qmc":
             earlier_sessions = session - 1
             seed += 1_000_003 * earlier_sessions
-            seed %= 2**32
+            seed %= _SEEDS
         return build_sampler(name, seed, options, conditional=conditional)
+
+    def seed_of_training(self, place: int) -> int:
+        """The seed of a training of this search: of the baseline, at place 0, and of trial n at
+        place n + 1."""
+        return 1_000_003 * self.seed + place
+
+    def seed_of_replica(self, place: int) -> int:
+        """The seed of a training that repeats others with another seed.
+
+        torch's generators on the CPU take a seed modulo 2³²: half of that lies between it and the
+        seeds of this search's trainings.
+        """
+        return (self.seed_of_training(place) + _SEEDS // 2) % _SEEDS
 
     @field_validator("early_stopping", mode="before")
     @classmethod

@@ -305,7 +305,7 @@ def _config_maker(
             place = number + 1
             report_at = tuple(sorted(rungs))
         if candidate.training.seed is None:
-            seed = 1_000_003 * config.search.seed + place
+            seed = config.search.seed_of_training(place)
             training = candidate.training.model_copy(update={"seed": seed})
             candidate = candidate.model_copy(update={"training": training})
         return TrialOrder(

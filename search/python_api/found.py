@@ -56,15 +56,25 @@ class Member:
             "parameters)"
         )
 
-    def network(self) -> "nn.Module":
+    def network(self, *, shipped: bool = False) -> "nn.Module":
         """The compact network, on the CPU and in evaluation mode; a new one in each call.
 
-        Raises:
-            UserError: if its file is lost or damaged.
-        """
-        from slimfront.search.record.export import read_member
+        It takes inputs as training gave them to it, normalised where the config says so, and gives
+        what it was trained to give: standardised numbers in a regression.
 
-        return read_member(self._search.config, self.measured)
+        Args:
+            shipped: with it the network is what exported files are: it takes inputs as the data has
+                them, and gives outputs in the unit of the targets. The data is read for that.
+
+        Raises:
+            UserError: if its file is lost or damaged, or the data cannot be read.
+        """
+        from slimfront.search.record.export import read_member, read_shipped
+
+        config = self._search.config
+        if shipped:
+            return read_shipped(config, self.measured)
+        return read_member(config, self.measured)
 
     def export(
         self, path: str | Path, kind: str | None = None, *, int8: bool = False

@@ -24,6 +24,7 @@ from slimfront.trainables.shipping import FORMATS, Format, Shipment, ship
 from slimfront.trainables.shipping.card import card
 from slimfront.trainables.shipping.network_file import read
 from slimfront.trainables.shipping.shipment import SearchedTimes, check_output
+from slimfront.trainables.shipping.shipped import shipped
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +136,19 @@ def read_member(config: Config, point: MeasuredNetwork) -> nn.Module:
         return read(point.file, model).eval()
     except UserError as error:
         raise UserError(f"the network of {_name(point)} cannot be read any more: {error}") from None
+
+
+def read_shipped(config: Config, point: MeasuredNetwork) -> nn.Module:
+    """The same network as it ships: it takes inputs as the data has them, and gives outputs in the
+    unit of the targets.
+
+    Raises:
+        UserError: if its file is lost or damaged, or the data cannot be read.
+    """
+    network = read_member(config, point)
+    base = config.candidate({})
+    data = load_once(base.data, torch.device("cpu"), base.task)
+    return shipped(network, data)
 
 
 def kind_of(config: Config, point: MeasuredNetwork, otherwise: Format) -> Format:

@@ -187,7 +187,8 @@ def register(client: MlflowClient, member: Member, name: str, search: str) -> in
         if model_id is None:
             raise UserError(
                 f"MLflow has no model of {member_name(member)}: its network was lost before it "
-                "could be logged"
+                "could be logged, or MLflow cannot take it, which the search warned of; 'export' "
+                "writes a file of it where its network is there"
             )
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)

@@ -66,9 +66,11 @@ class PendingWrites:
 
 
 def param(path: str, value: object) -> Param:
-    """A param as MLflow takes it: without the quotes and brackets of keys that have dots."""
+    """A param as MLflow takes it: without the quotes and brackets of keys that have dots, and with
+    `_` in the place of what no name may have, such as a `*`."""
     opened = re.sub(r"""\[["']""", ".", path)
-    name = re.sub(r"""["']\]""", "", opened)
+    plain = re.sub(r"""["']\]""", "", opened)
+    name = re.sub(r"[^\w\-. :/]", "_", plain)
     return Param(name, str(value))
 
 

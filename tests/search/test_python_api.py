@@ -131,6 +131,11 @@ def test_a_member_is_a_compact_network_on_the_cpu_in_evaluation_mode(saved: Sear
     data = slimfront_data()
     found = data.task.evaluate(network, *data.validation, prepare=data.prepare)
     assert found["val_accuracy"] == pytest.approx(member.measures["val_accuracy"], abs=1e-6)
+    ships = member.network(shipped=True)
+    images, labels = data.validation
+    with torch.no_grad():
+        right = ships(data.raw(images)).argmax(1) == labels
+    assert float(right.float().mean()) == pytest.approx(found["val_accuracy"], abs=1e-6)
     again = saved.network(member)
     assert sum(p.numel() for p in again.parameters()) == member.measures["params"]
 

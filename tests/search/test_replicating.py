@@ -6,8 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import ValidationError
 
+from slimfront.search.config.settings import SearchOptions
 from slimfront.search.engine.finished import replicas
 from slimfront.search.engine.finished.replicas import planned, train_again
 from slimfront.search.engine.finished.replicating import replicate
@@ -244,3 +246,18 @@ def test_that_no_training_succeeds_is_said(
     with pytest.raises(UserError, match=r"none of \d+ trainings succeeded: .*diverged"):
         replicate("other", 3, str(tmp_path / "runs"))
     assert "dense with seed" in caplog.text
+
+
+@pytest.mark.parametrize("seed", [0, 1, 4242, 2**32 - 1])
+def test_replicas_draw_what_no_training_of_the_search_drew(seed: int) -> None:
+    search = SearchOptions(seed=seed)
+    of_search = {_drawn(search.seed_of_training(place)) for place in range(200)}
+    of_replicas = {_drawn(search.seed_of_replica(place)) for place in range(50)}
+    assert len(of_search) == 200
+    assert len(of_replicas) == 50
+    assert not of_search & of_replicas
+
+
+def _drawn(seed: int) -> tuple[float, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.rand(3, generator=generator).tolist())

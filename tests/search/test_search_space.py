@@ -356,3 +356,13 @@ def test_all_candidates_of_a_space_without_ranges_are_counted() -> None:
     assert proposals(config_of(space)).size == (2 + 3) * 3
     assert proposals(config_of(GROWING)).left is None
     assert proposals(config_of({"training.batch_size": {"low": 1, "high": 10**6}})).left is None
+
+
+def test_what_is_rehearsed_of_a_sparsifier_has_values_of_the_space_alone() -> None:
+    space = {
+        "sparsifier.name": {"choices": ["magnitude", "rigl"]},
+        "sparsifier.sparsity": {"low": 0.2, "high": 0.9},
+        "sparsifier.every": {"low": 2, "high": 4, "when": {"sparsifier.name": "rigl"}},
+    }
+    tried = [one.sparsifier for one in config_of(space).rehearsed()]
+    assert {one.every for one in tried if one is not None and one.name == "rigl"} == {2, 4}

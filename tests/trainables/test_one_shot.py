@@ -3,9 +3,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from slimfront.trainables.candidate import Candidate
+from slimfront.trainables.sparsifiers.base import prunable_weights
 from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.one_shot import OneShot, Pruning
 from slimfront.trainables.training.train import train
@@ -300,3 +301,40 @@ def test_a_level_can_be_gone_back_to() -> None:
     assert sum(nonzeros(pruning.at(20))) == 20
     again = pruning.at(200).state_dict()
     assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent = nn.GRU(6, 16, 2, batch_first=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs, _ = self.recurrent(x)
+        made: Tensor = self.head(outputs[:, -1])
+        return made
+
+
+@pytest.mark.parametrize(
+    ("network", "inputs"),
+    [
+        (Recurrent(), torch.randn(8, 5, 6)),
+        (
+            nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 4, 3, groups=2)),
+            torch.randn(8, 3, 6, 6),
+        ),
+        (nn.LSTMCell(6, 4), torch.randn(8, 6)),
+    ],
+    ids=["GRU", "transposed", "cell"],
+)
+def test_each_step_keeps_its_share_of_all_weights_whatever_layers_they_are_of(
+    network: nn.Module, inputs: Tensor
+) -> None:
+    weights = prunable_weights(network)
+    total = sum(weight.numel() for weight in weights.values())
+    pruning = Pruning(network.eval(), inputs, correct=True)
+    assert pruning.alive == total
+    sparser = prunable_weights(pruning.at(total // 4))
+    kept = {name: int(weight.count_nonzero()) for name, weight in sparser.items()}
+    assert sum(kept.values()) == total // 4
+    assert all(kept[name] < weight.numel() for name, weight in weights.items())

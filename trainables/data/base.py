@@ -412,7 +412,8 @@ def hold_out(
         if strata is not None:
             share = "every kind of target"
             rarest = _rarest(task, strata[indices], names)
-            reason = f"{rarest}; {reason}"
+            too_rare = "least populated" in reason
+            reason = f"{rarest}; two are needed" if too_rare else f"{rarest}; {reason}"
         raise UserError(
             f"the data set '{options.name}' has too few examples to hold out a share of "
             f"{fraction:.3g} of {share}: {reason}"

@@ -32,7 +32,7 @@ from slimfront.trainables.data.loaders import is_torch_data, read_all
 from slimfront.trainables.data.normalise import is_image, stored_type
 from slimfront.trainables.data.tensor_file import Allocator, in_process
 from slimfront.trainables.data.transforms import channel_statistics
-from slimfront.trainables.errors import UserError
+from slimfront.trainables.errors import UserError, first_few
 from slimfront.trainables.importing import import_by_path
 from slimfront.trainables.inputs import Several, described, each, shape_of_one, tensors
 from slimfront.trainables.tasks import Task
@@ -133,6 +133,13 @@ class Factory(Data):
         given_inputs, targets = given
         inputs = self._as_inputs(given_inputs)
         examples = len(inputs)
+        if isinstance(targets, Mapping):
+            names = first_few([f"'{name}'" for name in targets])
+            raise self._wrong(
+                f"has targets by name, {names}",
+                "one tensor, with what belongs to one example put together along an axis; the "
+                "loss and the metrics can take it apart",
+            )
         count: int | str = "no"
         if hasattr(targets, "__len__"):
             count = len(targets)

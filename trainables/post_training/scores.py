@@ -166,17 +166,10 @@ def _by_inputs(network: nn.Module, weights: Scores, batches: Sequence[Batch]) ->
     compared: see `layer_adaptive`."""
     squares: Scores = {}
     for batch in batches:
-        for layer, score in weight_scores(network, batch.inputs).items():
-            name = f"{layer}.weight" if layer else "weight"
+        for name, score in weight_scores(network, batch.inputs).items():
             before = squares.get(name, torch.zeros_like(score))
             squares[name] = before + score.square()
-    scores = {}
-    for name, weight in weights.items():
-        if name in squares:
-            scores[name] = squares[name].sqrt()
-        else:
-            scores[name] = weight.detach().abs()
-    return layer_adaptive(scores)
+    return layer_adaptive({name: squares[name].sqrt() for name in weights})
 
 
 def _mean(scores: Iterator[Scores]) -> Scores:

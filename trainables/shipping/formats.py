@@ -157,7 +157,7 @@ def _exported(network: Shipped, inputs: Tensor) -> torch.export.ExportedProgram:
         if by_place(names):
             values = tuple(inputs.named.values())
             each = (batch,) * len(values)
-            return export(called, values, dynamic_shapes={"inputs": each})
+            return export(called, values, dynamic_shapes=each)
         shapes = dict.fromkeys(names, batch)
         return export(called, (), kwargs=inputs.named, dynamic_shapes=shapes)
     except Exception as error:  # torch raises many kinds

@@ -59,26 +59,21 @@ class ByArguments(nn.Module):
         super().__init__()
         self.network = network
         self.names = tuple(names)
-        if not by_place(names):
-            forward = _forward(self.names)
-            self.__class__ = type("ByArguments", (ByArguments,), {"forward": forward})
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Raw inputs (N, …), each an argument, to outputs (N, …)."""
-        named = dict(zip(self.names, inputs, strict=True))
-        several = Several(named)
-        outputs: Tensor = self.network(several)
-        return outputs
+        arguments = self.names
+        if by_place(names):
+            arguments = tuple(f"inputs_{name}" for name in names)
+        forward = _forward(arguments)
+        self.__class__ = type("ByArguments", (ByArguments,), {"forward": forward})
 
 
 def _forward(names: tuple[str, ...]) -> Callable[..., Tensor]:
-    """A forward that has arguments of these names."""
+    """A forward that has arguments of these names: raw inputs (N, …) each, to outputs (N, …)."""
 
     def forward(self: ByArguments, *inputs: Tensor, **named: Tensor) -> Tensor:
         placed = dict(zip(names, inputs, strict=False))
         given = placed | named
-        in_order = {name: given[name] for name in names}
-        several = Several(in_order)
+        in_order = [given[name] for name in names]
+        several = Several(dict(zip(self.names, in_order, strict=True)))
         outputs: Tensor = self.network(several)
         return outputs
 

@@ -269,7 +269,7 @@ class Task(Options):
 
     def own_metric(self, options: MetricOptions) -> Metric:
         """A metric of the user's at work."""
-        return options.of_factory()
+        return options.of_factory(self.as_given)
 
     def own_loss(self) -> Criterion | None:
         """The user's loss, if the config names one."""
@@ -281,7 +281,7 @@ class Task(Options):
 
         def criterion(outputs: Tensor, targets: Tensor) -> Tensor:
             try:
-                found: Tensor = function(outputs, targets, **args)
+                found: Tensor = function(self.as_given(outputs), targets, **args)
             except Exception as error:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
@@ -311,7 +311,8 @@ class Task(Options):
             wanted = self.shape_of_outputs(targets, outputs)
             raise UserError(
                 f"the network returns a {kind}; it must return one tensor, {wanted}, or "
-                "task.output must say which of its outputs counts"
+                "task.output must say which of its outputs counts; where several count, put them "
+                "together along an axis (torch.cat) and take them apart in the loss"
             )
         problem = self.wrong_outputs(found, targets, outputs)
         if problem is None and found.is_floating_point():
@@ -329,6 +330,10 @@ class Task(Options):
         """Outputs (…, N, …) as the loss and the metrics take them, with the classes before the
         places."""
         return outputs
+
+    def as_given(self, arranged: Tensor) -> Tensor:
+        """What `arrange` made, as the network gave it: functions of the user's see that."""
+        return arranged
 
     def shape_of_outputs(self, targets: Tensor, outputs: int) -> str:
         """What the outputs of a network look like, in words."""

@@ -268,8 +268,12 @@ class MetricOptions(Options):
         _, _, leaf = function.rpartition(".")
         return leaf
 
-    def of_factory(self) -> Metric:
+    def of_factory(self, as_given: Callable[[Tensor], Tensor]) -> Metric:
         """The metric at work, where it comes from an import path.
+
+        Args:
+            as_given: makes of outputs as metrics see them what the network gave, which a function
+                gets; a class of torchmetrics gets what other metrics see.
 
         Raises:
             UserError: if there is no such function.
@@ -283,7 +287,7 @@ class MetricOptions(Options):
             return _of_torchmetrics(described, built)
 
         def function(outputs: Tensor, targets: Tensor) -> Any:
-            return made(outputs, targets, **args)
+            return made(as_given(outputs), targets, **args)
 
         return Metric(described, whole=lambda: OfFunction(function, self.key))
 

@@ -35,6 +35,9 @@ class TokenClassification(PerPlace):
     def arrange(self, outputs: Tensor) -> Tensor:
         return outputs.transpose(-1, -2)
 
+    def as_given(self, arranged: Tensor) -> Tensor:
+        return arranged.transpose(-1, -2)
+
     def shape_of_outputs(self, targets: Tensor, outputs: int) -> str:
         length = targets.shape[1]
         return f"logits, (N, {length}, {outputs})"

@@ -11,12 +11,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from slimfront.trainables.options import Options
+from slimfront.trainables.sparsifiers.base import prunable_weights
 from slimfront.trainables.structure.agreement import pieces
 from slimfront.trainables.structure.copying import copied
 
 Scores = dict[str, Tensor]
-"""What each weight is worth, in the shape of the weight, by the name of its layer."""
-_SCORED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""What each weight is worth, in the shape of the weight, by the name of its parameter."""
+_CORRECTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Layers whose first axis is that of what they put out."""
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_SEEING = (*_CORRECTED, *_TRANSPOSED)
+"""Layers that read each feature or channel of one input by weights of its own."""
 
 
 class OneShot(Options):
@@ -43,9 +48,9 @@ class Pruning:
 
     The weights with the smallest scores in the whole network are set to exactly 0. A weight's score
     is its magnitude times the norm of the inputs that it sees, |w| · ‖x‖₂ (Wanda: Sun et al. 2024,
-    arXiv 2306.11695, eq. 1), for a convolution that of its input channel. The paper compares within
-    each row; here all weights are compared, by what their scores are within their layers: see
-    `layer_adaptive`.
+    arXiv 2306.11695, eq. 1), for a convolution that of its input channel; in recurrent and bilinear
+    layers it is its magnitude alone. The paper compares within each row; here all weights are
+    compared, by what their scores are within their layers: see `layer_adaptive`.
 
     Biases are kept, or corrected: see `Correction`.
     """
@@ -61,12 +66,11 @@ class Pruning:
         alive = self.ordered > 0
         self.alive = int(alive.sum())
         """How many weights are not zero."""
-        modules = network.named_modules()
-        self.whole = dict(modules)
+        self.whole = network
         self.sparser = copied(network)
         self.correction: Correction | None = None
         if correct and scores:
-            self.correction = Correction(network, list(scores), inputs[:_CORRECTED_BY])
+            self.correction = Correction(network, inputs[:_CORRECTED_BY])
 
     def levels(self, options: OneShot) -> list[int]:
         """How many weights each step keeps; it ends where there is nothing more to drop."""
@@ -87,16 +91,14 @@ class Pruning:
         the same copy each time."""
         last = self.ordered[kept - 1]
         least = float(last)
-        modules = dict(self.sparser.named_modules())
         for name, score in self.scores.items():
-            whole = self.whole[name]
-            sparser = modules[name]
             stays = score >= least
-            weights = whole.weight * stays
-            sparser.weight.copy_(weights)
-            if whole.bias is not None:
-                sparser.bias.copy_(whole.bias)
+            weights = self.whole.get_parameter(name) * stays
+            self.sparser.get_parameter(name).copy_(weights)
         if self.correction is not None:
+            for name in self.correction.names:
+                bias = self.whole.get_parameter(_parameter_of(name, "bias"))
+                self.sparser.get_parameter(_parameter_of(name, "bias")).copy_(bias)
             self.correction.apply(self.sparser)
         return self.sparser
 
@@ -115,18 +117,18 @@ class Correction:
     take it on; what is 0 stays 0.
 
     Layers without a bias, that are called more than once, or that share their weight, stay as they
-    are.
+    are, and so do all that are neither linear nor convolutions.
     """
 
-    def __init__(self, network: nn.Module, names: Sequence[str], inputs: Tensor) -> None:
-        """`network` in evaluation mode, the layers of these `names`, and `inputs` (N,
-        *input_shape), which are run at once."""
+    def __init__(self, network: nn.Module, inputs: Tensor) -> None:
+        """`network` in evaluation mode, and `inputs` (N, *input_shape), which are run at once."""
         self.inputs = inputs
         self.calls: Counter[str] = Counter()
         self.wanted: dict[str, tuple[Tensor, Tensor]] = {}
+        modules = dict(network.named_modules())
+        names = [name for name, module in modules.items() if isinstance(module, _CORRECTED)]
         self._run(network, names, self._look)
         self.names = []
-        modules = dict(network.named_modules())
         users = Counter(id(modules[name].weight) for name in names)
         for name in names:
             layer = modules[name]
@@ -234,13 +236,17 @@ def layer_adaptive(scores: Scores) -> Scores:
 
 @torch.no_grad()
 def weight_scores(network: nn.Module, inputs: Tensor) -> Scores:
-    """|w| · ‖x‖₂ of every weight of linear and convolutional layers, by the layer's name, in the
-    shape of the weight. `inputs` (N, *input_shape) are run a batch at a time."""
+    """|w| · ‖x‖₂ of every weight that may be dropped, by the name of its parameter, in its shape;
+    |w| in recurrent and bilinear layers, and in those that are not run. `inputs` (N, *input_shape)
+    are run a batch at a time."""
     layers = {}
     squares: dict[str, Tensor] = {}
     handles = []
-    for name, module in network.named_modules():
-        if isinstance(module, _SCORED):
+    weights = prunable_weights(network)
+    names = {id(weight): name for name, weight in weights.items()}
+    for module in network.modules():
+        if isinstance(module, _SEEING) and id(module.weight) in names:
+            name = names[id(module.weight)]
             layers[name] = module
             hook = _Summing(name, squares)
             handle = module.register_forward_pre_hook(hook)
@@ -251,13 +257,23 @@ def weight_scores(network: nn.Module, inputs: Tensor) -> Scores:
     finally:
         for handle in handles:
             handle.remove()
-    return {name: _score(layers[name], sums.sqrt()) for name, sums in squares.items()}
+    scores = {}
+    for name, weight in weights.items():
+        scores[name] = weight.detach().abs()
+        if name in squares:
+            scores[name] = _score(layers[name], squares[name].sqrt())
+    return scores
+
+
+def _parameter_of(layer: str, leaf: str) -> str:
+    """The name of a layer's parameter, for a network that is the layer itself too."""
+    return f"{layer}.{leaf}" if layer else leaf
 
 
 @dataclass(frozen=True)
 class _Summing:
-    """A hook that adds up, by the layer's name, the squares of what each input feature or channel
-    of a layer sees."""
+    """A hook that adds up, by the name of its weight, the squares of what each input feature or
+    channel of a layer sees."""
 
     name: str
     squares: dict[str, Tensor]
@@ -280,6 +296,8 @@ def _score(layer: nn.Module, norms_of_inputs: Tensor) -> Tensor:
     size = weight.abs()
     if isinstance(layer, nn.Linear):
         return size * norms_of_inputs
+    if isinstance(layer, _TRANSPOSED):  # (in, out / groups, *kernel)
+        return size * norms_of_inputs.reshape(-1, *[1] * (size.ndim - 1))
     groups: int = layer.groups  # type: ignore[assignment]
     # Weights are (out, in / groups, *kernel): the outputs of group g read the g-th part of the
     # input channels.

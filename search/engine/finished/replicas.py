@@ -22,8 +22,6 @@ from slimfront.trainables.training.own_loop import training_of
 
 log = logging.getLogger(__name__)
 
-_FIRST_SEED = 2**40
-"""Far from those of trials."""
 
 _ASK_S = 1.0
 
@@ -65,7 +63,7 @@ def planned(config: Config, ledger: Ledger, seeds: int) -> list[Replica]:
     jobs = []
     for of_training in by_training.values():
         for index in range(seeds):
-            seed = _FIRST_SEED + index
+            seed = config.search.seed_of_replica(index)
             missing = [member for member in of_training if seed not in member.replicas]
             if missing:
                 jobs.append(_replica(config, missing, seed))

@@ -17,7 +17,7 @@ from slimfront.search.tracking.store import connect
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.data import load_once
 from slimfront.trainables.inputs import Several
-from slimfront.trainables.shipping.formats import shipped
+from slimfront.trainables.shipping.formats import Shipped, shipped
 from slimfront.trainables.shipping.int8 import as_int8
 from slimfront.trainables.training.train import train
 
@@ -92,3 +92,32 @@ def test_mlflow_is_had_without_lightning_which_comes_when_it_is_asked_for() -> N
         [sys.executable, "-c", LIGHTNING], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["False", "False", "MlflowModelCheckpointCallback", "True"]
+
+
+def test_a_network_of_inputs_by_place_is_logged_and_takes_any_number_of_them(
+    tmp_path: Path,
+) -> None:
+    class Difference(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 2)
+
+        def forward(self, both: Any) -> torch.Tensor:
+            one, other = both.named.values()
+            made: torch.Tensor = self.layer(one) - self.layer(other)
+            return made
+
+    uri = f"sqlite:///{tmp_path}/store.db"
+    connect(uri)
+    client = MlflowClient(uri)
+    experiment = client.create_experiment("e", artifact_location=str(tmp_path / "artifacts"))
+    run = client.create_run(experiment).info.run_id
+    point = MeasuredNetwork(TrialRecord(7, {}, 0), 3, {"val_accuracy": 0.5}, [], None)
+    network = Difference().eval()
+    two = Several({"0": torch.randn(2, 4), "1": torch.randn(2, 4)})
+    whole = Shipped(network, None, None).eval()
+    found = log_model(client, experiment, run, point, whole, two)
+    loaded = mlflow.pytorch.load_model(client.get_logged_model(found).artifact_location)
+    seven = Several({"0": torch.randn(7, 4), "1": torch.randn(7, 4)})
+    made = loaded(*seven.named.values())  # type: ignore[call-overload]
+    torch.testing.assert_close(made, network(seven))

@@ -100,7 +100,7 @@ def test_constant_inputs_are_normalised_to_zeros_instead_of_nan() -> None:
 
 def test_too_few_examples_of_a_class_are_refused_with_a_sentence() -> None:
     inputs, labels = image_tensors(9)
-    with pytest.raises(UserError, match=r"hold out .*: class 1 has 1 example; The least"):
+    with pytest.raises(UserError, match=r"hold out .*: class 1 has 1 example; two are needed"):
         split(Digits(), CLASSIFICATION, inputs, labels)
 
 

@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from slimfront import Candidate, Encoded, Task, train
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.packs import Pack
+from slimfront.trainables.tasks.sequence import TokenClassification
 from slimfront.trainables.training.rehearsal import rehearse
 
 HERE = "tests.trainables.tasks.test_factory"
@@ -318,3 +319,30 @@ def test_what_is_wrong_with_them_is_one_sentence_before_training(task: Any, mess
     with pytest.raises(UserError, match=message) as caught:
         rehearse(candidate(task))
     assert "\n" not in str(caught.value)
+
+
+def of_tokens(outputs: Tensor, targets: Tensor) -> Tensor:
+    """As torch's users write it, of logits (N, length, classes)."""
+    return nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+
+
+def test_functions_of_the_users_see_the_logits_of_tokens_as_the_network_gives_them() -> None:
+    options = TokenClassification.model_validate(
+        {
+            "name": "tokens",
+            "loss": {"factory": f"{HERE}:of_tokens"},
+            "metrics": [{"factory": f"{HERE}:of_tokens", "better": "smaller"}, "accuracy"],
+        }
+    )
+    targets = torch.randint(0, 3, (6, 5))
+    active = options.attach(targets, options.encode(targets, outputs=3))
+    logits = torch.randn(6, 5, 3)
+    wanted = of_tokens(logits, targets)
+    assert torch.allclose(active.loss(logits, targets), wanted)
+    tally = active.tally()
+    active.count(tally, logits, targets)
+    found = active.scores(tally.state().tolist())
+    assert found["val_of_tokens"] == pytest.approx(float(wanted))
+    assert found["val_accuracy"] == pytest.approx(
+        float((logits.argmax(-1) == targets).float().mean())
+    )

@@ -27,24 +27,39 @@ def name_what_stays(
     for name in _layers_of_outputs(network):
         stay.pop(name, None)
     wanted = _for_a_multiple(network, inputs, options, set(stay))
+    last = _last_ones(network, stay)
     expected = told | wanted
     new = [name for name in stay if name not in expected]
     told.update(new)
     if new:
-        _warn(new, stay)
+        _warn(new, stay, last)
     steps: list[Step] = []
     for name, count in stay.items():
         detail = f"{count} units without a weight"
         if name in wanted:
             detail += f", for a multiple of {options.multiple}"
+        elif name in last:
+            detail += ": the last of its layer"
         steps.append((name, "zeros stay", detail))
     return steps
 
 
-def _warn(names: list[str], stay: dict[str, int]) -> None:
+def _last_ones(network: GraphModule, stay: dict[str, int]) -> set[str]:
+    """Those of these layers that have one unit: one of all stays."""
+    found = set()
+    for name in stay:
+        layer = network.get_submodule(name)
+        units = [getattr(layer, kind, 0) for kind in ("out_features", "out_channels")]
+        if stay[name] == max(units) == 1:
+            found.add(name)
+    return found
+
+
+def _warn(names: list[str], stay: dict[str, int], last: set[str]) -> None:
     shown = []
     for name in names[:_NAMED_AT_MOST]:
-        shown.append(f"{stay[name]:,} of '{name}'")
+        which = " (the last)" if name in last else ""
+        shown.append(f"{stay[name]:,} of '{name}'{which}")
     more = ""
     if len(names) > _NAMED_AT_MOST:
         more = " …"

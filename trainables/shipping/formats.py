@@ -186,8 +186,15 @@ def _save_onnx(network: Shipped, inputs: Tensor, path: Path) -> None:
                 verbose=False,
             )
         except Exception as error:  # torch raises many kinds
-            reason = first_line(error)
+            reason = first_line(_deepest(error))
             raise UserError(f"torch.onnx does not take this network: {reason}") from None
+
+
+def _deepest(error: BaseException) -> BaseException:
+    """What an error goes back to: those of torch.onnx begin with what its steps are."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def onnx_names(inputs: Tensor) -> list[str]:

@@ -214,6 +214,9 @@ def _nothing_to_remove(model: nn.Module, inputs: Tensor) -> str:
     nothing = (
         "sparsifier: there is no channel in this network that can be removed, or all are excluded"
     )
+    untraceable = why_untraceable(model, inputs)
+    if untraceable is not None:
+        return f"{nothing}: {untraceable}"
     unknown = unknown_operations(model, inputs)
     if not dense and unknown:
         names = first_few([f"'{name}'" for name in unknown])

@@ -117,6 +117,43 @@ class Acting:
             penalty.close()
 
 
+class _Rise:
+    """How far the learning rate rises above what it was when strengths were made relative to it, as
+    in a warm-up: they act so many times as strongly then."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, penalties: Mapping[str, Penalty]) -> None:
+        self.optimizer = optimizer
+        self.names = []
+        for name, options in penalties.items():
+            if isinstance(options, GroupPenalty) and options.relative and options.on:
+                self.names.append(f"'{name}'")
+        self.first = self._highest()
+
+    def _highest(self) -> float:
+        """The highest learning rate of those that are plain numbers."""
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        return max((float(rate) for rate in rates if not isinstance(rate, Tensor)), default=0.0)
+
+    def say_if_far(self) -> None:
+        """Warns, once, where the learning rate is more than twice what it was."""
+        if not self.names:
+            return
+        now = self._highest()
+        if now <= 2 * self.first:
+            return
+        log.warning(
+            "the learning rate has risen from %g to %g since Slimming was made, and the strength "
+            "of %s is relative to steps as long as they were then, so that it acts up to %.3g "
+            "times as strongly; make Slimming while the optimizer has the mean learning rate of "
+            "the training, or give strengths that are not relative",
+            self.first,
+            now,
+            " and ".join(self.names),
+            now / self.first if self.first else float("inf"),
+        )
+        self.names = []
+
+
 class Slimming(AbstractContextManager["Slimming"]):
     """Penalties and a sparsifier in a training loop of the user's.
 
@@ -193,6 +230,7 @@ class Slimming(AbstractContextManager["Slimming"]):
         self.output = output
         sample = as_one(inputs)
         view = as_called_with(self.network, sample, output)
+        self._rise = _Rise(optimizer, asked.penalties)
         penalties_by_name = self._absolute(asked.penalties, view, sample)
         asked = asked.model_copy(update={"penalties": penalties_by_name})
         setting = Setting(
@@ -271,6 +309,7 @@ class Slimming(AbstractContextManager["Slimming"]):
         """Call it after the optimiser's step: takes the penalties' proximal steps, and updates and
         applies the masks."""
         self.acting.after_step(self.step, step_sizes(self.optimizer))
+        self._rise.say_if_far()
         self.step += 1
         self._watch()
 

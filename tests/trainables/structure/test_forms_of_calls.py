@@ -271,3 +271,21 @@ def test_a_branch_that_is_zero_whatever_makes_it_so_is_dropped(zero: str) -> Non
             parameter.zero_()
     small = check(network, ROWS, gone="gate")
     assert "down" not in dict(small.named_modules())
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_instance_norms_in_code_that_is_exported(affine: bool) -> None:
+    torch.manual_seed(0)
+    norm = nn.InstanceNorm2d(16, affine=affine)
+    network = Between(
+        lambda net, x: net.b(F.relu_(net.norm(net.a(x)))),
+        nn.Conv2d(3, 16, 3),
+        nn.Conv2d(16, 3, 3),
+    )
+    network.norm = norm
+    zeroed(network)
+    with torch.no_grad():
+        for parameter in norm.parameters():
+            parameter[::2] = 0
+    small = check(network, IMAGES)
+    assert small.get_parameter("a.weight").shape[0] == 8

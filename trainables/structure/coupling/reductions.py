@@ -191,6 +191,18 @@ def pool(walk: Walk, call: Call) -> Any:
     return made.with_zero(zero)
 
 
+def instance_norm(walk: Walk, call: Call) -> Any:
+    """Each channel for itself, by a function without parameters; one that is 0 stays so."""
+    known = call.input
+    given = [value for value in (*call.args[1:], *call.kwargs.values()) if isinstance(value, Known)]
+    if given:
+        return NotImplemented
+    positions = range(2, known.dim)
+    left = _left_of(walk, call, known.unit_maps, positions)
+    made = Known(known.shape, left)
+    return made.with_zero(known.zero_over(positions))
+
+
 def _first_position(walk: Walk, node: Node, known: Known) -> int:
     """The first axis of positions: a pool's number of them is in its name."""
     module = walk.module(node)
@@ -209,6 +221,7 @@ FUNCTIONS: dict[str, Handler] = {
     **dict.fromkeys((*_POOLS, *_RESIZE), pool),
     **dict.fromkeys(("max", "min"), extreme),
     "normalize": normalise,
+    "instance_norm": instance_norm,
 }
 _POOL_MODULES: tuple[type[nn.Module], ...] = tuple(
     getattr(nn, f"{kind}Pool{n}d")

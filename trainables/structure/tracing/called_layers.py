@@ -23,6 +23,7 @@ _LAYERS: dict[str, tuple[type[nn.Module], ...]] = {
     "layer_norm": (nn.LayerNorm,),
     "rms_norm": (nn.RMSNorm,),
     "group_norm": (nn.GroupNorm,),
+    "instance_norm": (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
     "embedding": (nn.Embedding,),
     "prelu": (nn.PReLU,),
     "rnn_tanh_cell": (nn.RNNCell,),
@@ -47,6 +48,7 @@ _SETTINGS: dict[str, tuple[tuple[str, int], ...]] = {
     "rms_norm": (("normalized_shape", 1), ("eps", 3)),
     "group_norm": (("num_groups", 1), ("eps", 4)),
     "batch_norm": (("eps", 7),),
+    "instance_norm": (("eps", 7),),
 }
 """Where the settings of a layer stand among the arguments of its operation."""
 _DEFAULTS: dict[str, Any] = {

@@ -205,7 +205,8 @@ class Task(Options):
         """The error for targets of another form than the task takes."""
         return UserError(
             f"the data has targets of shape {tuple(targets.shape)} and type {targets.dtype}, which "
-            f"the task {self.name} does not take"
+            f"the task {self.name} does not take; flatten those of each example, or have a task of "
+            "your own by task.factory"
         )
 
     def strata(self, targets: Tensor) -> Tensor | None:

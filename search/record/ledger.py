@@ -32,6 +32,10 @@ from slimfront.search.record.trials import MeasuredNetwork, Status, TrialRecord,
 if TYPE_CHECKING:
     from slimfront.search.config.schema import Config
 
+_SEEDS = 2**32
+"""Replicas of seeds from here on are of versions of which they drew what trials had drawn: torch
+takes a seed modulo 2³²."""
+
 
 class Ledger:
     """The trials of one search, the front of their networks, and the region of it that matters.
@@ -132,7 +136,8 @@ class Ledger:
                 network.tested = event.metrics
             case NetworkReplicated():
                 network = self.find(record, event.epoch, event.step)
-                network.replicas[event.seed] = event.measures
+                if event.seed < _SEEDS:
+                    network.replicas[event.seed] = event.measures
             case NetworkTimed():
                 network = self.find(record, event.epoch, event.step)
                 network.timed_again = event.times

@@ -8,6 +8,7 @@ from slimfront.search.record.events import (
     CheckpointMoved,
     EpochsReported,
     NetworkMeasured,
+    NetworkReplicated,
     NetworksPruned,
     NetworkTested,
     TrialBegan,
@@ -445,3 +446,12 @@ def test_networks_of_one_architecture_are_equally_fast_unless_zeros_save_time(
     assert names(book) == best
     # Each keeps the time that was measured of it.
     assert book.trials[2].measures["speedup"] == 0.98
+
+
+def test_replicas_that_drew_what_the_trials_had_drawn_count_no_more() -> None:
+    book = region_ledger()
+    for seed in (7, 2**40 + 1):
+        measures = {"val_accuracy": 0.5}
+        book.apply(NetworkReplicated(number=0, epoch=3, seed=seed, measures=measures))
+    (member,) = [one for one in book.front.members() if one.trial.number == 0]
+    assert list(member.replicas) == [7]

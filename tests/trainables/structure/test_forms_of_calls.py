@@ -273,6 +273,27 @@ def test_a_branch_that_is_zero_whatever_makes_it_so_is_dropped(zero: str) -> Non
     assert "down" not in dict(small.named_modules())
 
 
+class ChannelNorm(nn.LayerNorm):
+    """As hand-written ConvNeXts have it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
+
+
+def test_channels_before_a_layer_norm_by_a_function_can_be_pruned() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 16, 3), ChannelNorm(16), nn.Conv2d(16, 16, 3), nn.GELU()),
+        *(nn.Conv2d(16, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    ).eval()
+    small = sf.prune(network, [IMAGES], channels=0.5).network
+    assert small.get_parameter("0.weight").shape[0] < 16
+    before, after = (sum(p.numel() for p in each.parameters()) for each in (network, small))
+    assert after < 0.6 * before
+
+
 @pytest.mark.parametrize("affine", [False, True])
 def test_instance_norms_in_code_that_is_exported(affine: bool) -> None:
     torch.manual_seed(0)

@@ -17,6 +17,8 @@ from slimfront.trainables.structure.coupling.units import packed
 from slimfront.trainables.torch_internals import OpOverload, function_name
 
 _SIZES_AT_ONCE = ("view", "reshape", "expand", "_unsafe_view", "view_copy", "broadcast_to")
+_COUNTED_BY_MODULES = ("layer_norm",)
+"""What counts its inputs, and can go on counting those that went as a module alone."""
 _SPLITS = ("split", "chunk", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
 
 
@@ -81,6 +83,8 @@ class _Calls:
         name = function_name(node)
         if name == "scaled_dot_product_attention":
             return self._with_scale(node)
+        if name in _COUNTED_BY_MODULES and self._is_touched(node):
+            raise CannotSlice(node)
         is_known = name in MOVES or name in FILLS or name in CONVOLUTIONS
         if not is_known or not self._is_touched(node):
             return self._with_numbers(node)

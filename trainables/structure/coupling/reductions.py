@@ -1,5 +1,6 @@
 """Operations that mix entries along axes of one tensor: sums and means, softmax, norms, pooling."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from slimfront.trainables.structure.coupling.joining import joined, lined_up
 from slimfront.trainables.structure.coupling.known import Known, varying
 from slimfront.trainables.structure.coupling.walk import Call, Handler, Walk
 from slimfront.trainables.torch_internals import function_name
@@ -203,6 +205,27 @@ def instance_norm(walk: Walk, call: Call) -> Any:
     return made.with_zero(known.zero_over(positions))
 
 
+def layer_norm(walk: Walk, call: Call) -> Any:
+    """A layer norm over the last axis by a function: channels that are 0 count, and can go once a
+    module that knows how many there were is in its place."""
+    given = call.named("input", "normalized_shape", "weight", "bias", "eps")
+    known = given["input"]
+    last = known.last_axis
+    if len(given["normalized_shape"]) != 1:
+        return NotImplemented
+    for unit_map in known.along(last):
+        if not _is_of_one_axis(unit_map):
+            return NotImplemented
+        walk.units.read(unit_map.reshape(-1), known.zero_along(last))
+    factors = [given.get(name) for name in ("weight", "bias")]
+    sides = [side for side in factors if isinstance(side, Known)]
+    made = Known(known.shape, joined(walk, [known, *sides], known.shape))
+    if not isinstance(given.get("weight"), Known):
+        return made
+    zeros = [lined_up(side, known.dim).zeros() for side in sides]
+    return made.with_zero(functools.reduce(torch.logical_and, zeros))
+
+
 def _first_position(walk: Walk, node: Node, known: Known) -> int:
     """The first axis of positions: a pool's number of them is in its name."""
     module = walk.module(node)
@@ -222,6 +245,7 @@ FUNCTIONS: dict[str, Handler] = {
     **dict.fromkeys(("max", "min"), extreme),
     "normalize": normalise,
     "instance_norm": instance_norm,
+    "layer_norm": layer_norm,
 }
 _POOL_MODULES: tuple[type[nn.Module], ...] = tuple(
     getattr(nn, f"{kind}Pool{n}d")

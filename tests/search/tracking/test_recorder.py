@@ -468,10 +468,11 @@ def test_models_that_cannot_be_made_are_named_one_by_one_and_the_search_ends(
 def test_one_odd_key_costs_that_key_and_is_named_and_remembered(
     config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    long = "a" * 300
     data = {
         "name": "factory",
         "factory": "tests.trainables.test_step_graphs:images",
-        "args": {"a#b;c": 1},
+        "args": {long: 1, "a#b;c": 2},
     }
     odd = config.model_copy(update={"data": DATA.parse_named(data)})
     client = connect(config.tracking.uri)
@@ -479,9 +480,10 @@ def test_one_odd_key_costs_that_key_and_is_named_and_remembered(
     assert made.close()
     params = runs(client)[""].data.params
     assert params["training.batch_size"] == "256"
-    assert "data.args.a#b;c" not in params
-    assert made.refused == ["data.args.a#b;c of the search"]
-    assert "MLflow refused 1 values of the search: data.args.a#b;c (" in caplog.text
+    assert params["data.args.a_b_c"] == "2"
+    assert f"data.args.{long}" not in params
+    assert made.refused == [f"data.args.{long} of the search"]
+    assert f"MLflow refused 1 values of the search: data.args.{long} (" in caplog.text
     again = record(client, odd, tmp_path / "search-1", story()[:2], 2)
     assert again.close()
     assert again.refused == made.refused

@@ -22,7 +22,6 @@ from slimfront.trainables.training.own_loop import training_of
 
 log = logging.getLogger(__name__)
 
-
 _ASK_S = 1.0
 
 

@@ -38,22 +38,29 @@ def trained() -> tuple[Any, Any]:
     return train(made).compacted.network, load_once(made.data, torch.device("cpu"), made.task)
 
 
+POINT = MeasuredNetwork(TrialRecord(7, {}, 0), 3, {"val_accuracy": 0.5}, [], None)
+
+
+def store_at(folder: Path) -> tuple[MlflowClient, str, str]:
+    """A client of a new store, and the ids of an experiment and a run there."""
+    uri = f"sqlite:///{folder}/store.db"
+    connect(uri)
+    client = MlflowClient(uri)
+    experiment = client.create_experiment("e", artifact_location=str(folder / "artifacts"))
+    return client, experiment, client.create_run(experiment).info.run_id
+
+
 @pytest.mark.parametrize("int8", [False, True])
 def test_a_network_of_two_inputs_is_logged_and_loaded_back_by_mlflow(
     trained: tuple[Any, Any], int8: bool, tmp_path: Path
 ) -> None:
     network, data = trained
-    uri = f"sqlite:///{tmp_path}/store.db"
-    connect(uri)
-    client = MlflowClient(uri)
-    experiment = client.create_experiment("e", artifact_location=str(tmp_path / "artifacts"))
-    run = client.create_run(experiment).info.run_id
-    point = MeasuredNetwork(TrialRecord(7, {}, 0), 3, {"val_accuracy": 0.5}, [], None)
+    client, experiment, run = store_at(tmp_path)
     inputs = data.raw(data.test.inputs[:2])
     quantised = as_int8(network, data) if int8 else None
     file = quantised.file if quantised else None
-    found = log_model(client, experiment, run, point, shipped(network, data), inputs, file)
-    assert log_model(client, experiment, run, point, shipped(network, data), inputs) == found
+    found = log_model(client, experiment, run, POINT, shipped(network, data), inputs, file)
+    assert log_model(client, experiment, run, POINT, shipped(network, data), inputs) == found
     uri_of_model = client.get_logged_model(found).artifact_location
     several = data.test.inputs[:6]
     assert isinstance(several, Several)
@@ -107,16 +114,11 @@ def test_a_network_of_inputs_by_place_is_logged_and_takes_any_number_of_them(
             made: torch.Tensor = self.layer(one) - self.layer(other)
             return made
 
-    uri = f"sqlite:///{tmp_path}/store.db"
-    connect(uri)
-    client = MlflowClient(uri)
-    experiment = client.create_experiment("e", artifact_location=str(tmp_path / "artifacts"))
-    run = client.create_run(experiment).info.run_id
-    point = MeasuredNetwork(TrialRecord(7, {}, 0), 3, {"val_accuracy": 0.5}, [], None)
+    client, experiment, run = store_at(tmp_path)
     network = Difference().eval()
     two = Several({"0": torch.randn(2, 4), "1": torch.randn(2, 4)})
     whole = Shipped(network, None, None).eval()
-    found = log_model(client, experiment, run, point, whole, two)
+    found = log_model(client, experiment, run, POINT, whole, two)
     loaded = mlflow.pytorch.load_model(client.get_logged_model(found).artifact_location)
     seven = Several({"0": torch.randn(7, 4), "1": torch.randn(7, 4)})
     made = loaded(*seven.named.values())  # type: ignore[call-overload]

@@ -586,3 +586,26 @@ def test_the_channel_penalty_acts_on_units_along_any_axis(caplog: pytest.LogCapt
         slim.after_step()
     assert not network.up.weight.any()
     assert not network.words.weight.any()
+
+
+@pytest.mark.parametrize(("relative", "times"), [(True, 1), (False, 0)])
+def test_a_learning_rate_that_rises_above_what_strengths_are_relative_to_is_said_once(
+    relative: bool, times: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = perceptron()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    strength = {"strength": 0.1, "relative": relative}
+    with sf.Slimming(network, optimizer, INPUTS, steps=4, penalties={"node": strength}) as slim:
+        for rate in (0.01, 0.02, 0.04, 0.05):
+            optimizer.param_groups[0]["lr"] = rate
+            loss = nn.functional.cross_entropy(network(INPUTS), TARGETS) + slim.loss()
+            optimizer.zero_grad()
+            loss.backward()
+            slim.before_step()
+            optimizer.step()
+            slim.after_step()
+    said = [message for message in caplog.messages if "learning rate has risen" in message]
+    assert len(said) == times
+    if said:
+        assert "from 0.01 to 0.04" in said[0]
+        assert "'node'" in said[0]

@@ -77,6 +77,10 @@ def unequal_lengths() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.zeros(3, 2), torch.tensor([0, 1])
 
 
+def targets_by_name() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    return torch.zeros(3, 2), {"box": torch.zeros(3, 4), "kind": torch.zeros(3)}
+
+
 def broken() -> None:
     raise OSError("the disk is on fire")
 

@@ -78,6 +78,7 @@ def test_a_candidate_trains_on_the_data_of_a_module_in_the_working_directory(
         (f"{MADE}:four_tensors", {}, r"returned is a tuple of \(Tensor, Tensor, Tensor, Tensor\)"),
         (f"{MADE}:labels_with_a_gap", {}, "from -1 to 2, and no example of 0; number them without"),
         (f"{MADE}:unequal_lengths", {}, "has 3 inputs and 2 targets"),
+        (f"{MADE}:targets_by_name", {}, "has targets by name, 'box', 'kind'; right would be one"),
         (f"{MADE}:broken", {}, "raised OSError: the disk is on fire"),
         (
             f"{MADE}:image_tensors",

@@ -273,13 +273,11 @@ class _Calls:
         """A size that the code computes, as it is wanted."""
         follows_batch = size in self.slices.by_batch
         will_be = self.changed.get(size, self.slices.known(size))
-        if will_be != wanted:
-            if not follows_batch:
-                return wanted
+        is_right = will_be == wanted
+        if follows_batch and not is_right:
             return in_proportion(self.slices, node, size, will_be, wanted)
-        if size in self.changed and not follows_batch:
-            return wanted
-        return size
+        is_sure = follows_batch or size not in self.changed
+        return size if is_right and is_sure else wanted
 
     def _check_move(self, node: Node, call: NewCall) -> None:
         """Moves the numbers of units that stay, as the changed call would, and compares.

@@ -27,6 +27,7 @@ BENCHMARKS = {
     "compaction_cost": ["compaction_cost"],
     "post_training": ["post_training"],
     "pretrained": ["pretrained"],
+    "repetitions": ["repetitions"],
     "search_quality": ["search_quality", "--keep", "runs/search_quality.jsonl"],
     "search_moasha": ["search_quality", "--only", "ours", "--keep", "runs/search_moasha.jsonl"],
     "test_problems": ["test_problems"],

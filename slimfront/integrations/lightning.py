@@ -1,5 +1,6 @@
 """Slimming as a callback of Lightning's Trainer."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -68,9 +69,23 @@ class SlimmingCallback(lightning.Callback):
                 "need one; set max_epochs or max_steps"
             )
         batches = int(trainer.num_training_batches)
-        per_epoch = max(1, batches // trainer.accumulate_grad_batches)
+        # The last group of batches has a step too, however few they are.
+        per_epoch = max(1, math.ceil(batches / trainer.accumulate_grad_batches))
+        self._go_on(trainer.global_step)
         self.slimmed.begin(self._network(pl_module), trainer.optimizers[0], int(steps), per_epoch)
         self._add_to_loss(pl_module)
+
+    def _go_on(self, taken: int) -> None:
+        """Where the trainer goes on from earlier steps, has this go on from its own."""
+        if not taken or self.slimmed.resumed is not None:
+            return
+        if self.slimmed.slim is None:
+            raise UserError(
+                f"SlimmingCallback: training goes on from step {taken}, and this callback has no "
+                "state of it; resume from a checkpoint that was written with the callback, or give "
+                "the module to a new Trainer"
+            )
+        self.slimmed.resumed = self.slimmed.slim.state_dict()
 
     def _network(self, pl_module: lightning.LightningModule) -> nn.Module:
         if self.name is None:

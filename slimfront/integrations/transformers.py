@@ -1,6 +1,7 @@
 """Slimming as a callback of Hugging Face's Trainer."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,9 @@ class SlimmingCallback(transformers.TrainerCallback):
         self._detach()  # after an interrupted training
         if state.global_step > 0:
             self.slimmed.resumed = _state_of(args, state)
-        epochs = max(1, round(state.num_train_epochs))
         network: nn.Module = given["model"]
-        self.slimmed.begin(
-            network, given["optimizer"], state.max_steps, max(1, state.max_steps // epochs)
-        )
+        per_epoch = _steps_per_epoch(args, state, given.get("train_dataloader"))
+        self.slimmed.begin(network, given["optimizer"], state.max_steps, per_epoch)
         parts = args.gradient_accumulation_steps
 
         def add_to_loss(_model: nn.Module, _given: Any, named: dict[str, Any], made: Any) -> Any:
@@ -131,6 +130,15 @@ class SlimmingCallback(transformers.TrainerCallback):
     ) -> Compacted:
         """The compact network; see `slimfront.Slimming.compact`."""
         return self.slimmed.compact(inputs, options, network)
+
+
+def _steps_per_epoch(
+    args: transformers.TrainingArguments, state: transformers.TrainerState, batches: Any
+) -> int:
+    """As the trainer counts them: the last group of batches has a step too."""
+    if isinstance(batches, Sized):
+        return max(1, math.ceil(len(batches) / args.gradient_accumulation_steps))
+    return max(1, state.max_steps // max(1, round(state.num_train_epochs)))
 
 
 def _checkpoint(args: transformers.TrainingArguments, state: transformers.TrainerState) -> Path:

@@ -100,6 +100,48 @@ def test_the_compact_network_comes_out(tmp_path: Path, name: str | None, parts: 
     assert not any(m._forward_hooks for m in module.modules())
 
 
+def test_an_average_of_weights_is_as_small_as_the_network(tmp_path: Path, caplog: Any) -> None:
+    from lightning.pytorch.callbacks import WeightAveraging
+
+    module, slimming = new(), callback(penalties={})
+    fitting = trainer(tmp_path, slimming)
+    fitting.callbacks.append(WeightAveraging())
+    fitting.fit(module, loader())
+    assert "were zeroed again" in "".join(_said(slimming, caplog))
+    small = slimming.compact()
+    assert small.measures["params"] < 0.7 * sum(p.numel() for p in module.parameters())
+
+
+def _said(slimming: Any, caplog: Any) -> list[str]:
+    slimming.compact()
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_a_second_fit_goes_on_from_the_first(tmp_path: Path) -> None:
+    module, slimming = new(), callback()
+    fitting = trainer(tmp_path, slimming, epochs=4)
+    fitting.fit(module, loader())
+    masks = {name: mask.clone() for name, mask in slimming.slimmed.slim.sparsifier.masks.items()}
+    fitting.fit_loop.max_epochs = 6
+    fitting.fit(module, loader())
+    slim = slimming.slimmed.slim
+    assert slim.step == slim.steps == 24
+    for name, mask in slim.sparsifier.masks.items():
+        assert not (mask & ~masks[name]).any()  # what had gone stayed away
+    anew = callback()
+    fitting.callbacks[fitting.callbacks.index(slimming)] = anew
+    fitting.fit_loop.max_epochs = 7
+    with pytest.raises(sf.UserError, match="goes on from step 24, and this callback has no state"):
+        fitting.fit(module, loader())
+
+
+def test_the_last_group_of_batches_is_a_step_of_its_epoch(tmp_path: Path) -> None:
+    slimming = callback()
+    trainer(tmp_path, slimming, accumulate_grad_batches=3, epochs=2).fit(new(), loader())
+    slim = slimming.slimmed.slim
+    assert [slim.steps, slim.steps_per_epoch] == [4, 2]
+
+
 def test_it_trains_as_a_plain_loop_with_slimming(tmp_path: Path) -> None:
     module = new()
     trainer(tmp_path, callback()).fit(module, loader())

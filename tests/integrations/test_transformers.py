@@ -113,6 +113,16 @@ CKA = {
 }
 
 
+@pytest.mark.parametrize("epochs", [0.5, 2.5])
+def test_an_epoch_has_the_steps_that_it_has_whatever_is_trained_of_it(
+    tmp_path: Path, epochs: float
+) -> None:
+    slimming = callback()
+    trainer(tmp_path, new(), slimming, num_train_epochs=epochs).train()
+    slim = slimming.slimmed.slim
+    assert [slim.steps, slim.steps_per_epoch] == [4 * epochs, 4]
+
+
 def test_a_loss_of_the_penalties_is_added(tmp_path: Path) -> None:
     plain, slimmed = (new() for _ in range(2))
     trainer(tmp_path, plain, callback(penalties=None, sparsifier=None)).train()

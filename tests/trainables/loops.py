@@ -52,6 +52,20 @@ def raises(trial: sf.Trial) -> None:
     raise ZeroDivisionError("no batches")
 
 
+def never_steps(trial: sf.Trial) -> None:
+    optimizer = torch.optim.Adam(trial.network.parameters())
+    trial.slimming(optimizer, steps=10)
+    trial.report(1)
+
+
+def counts_steps(trial: sf.Trial) -> None:
+    trial.report(1001)
+
+
+def reports_a_loss_first(trial: sf.Trial) -> None:
+    trial.report(1.5)  # type: ignore[arg-type]
+
+
 def backwards(trial: sf.Trial) -> None:
     trial.report(2)
     trial.report(1)

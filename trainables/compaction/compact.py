@@ -22,7 +22,8 @@ from slimfront.trainables.compaction.reduction import (
 )
 from slimfront.trainables.compaction.report import Compacted, Report, Step
 from slimfront.trainables.compaction.zeros import name_what_stays
-from slimfront.trainables.errors import TrialFailure
+from slimfront.trainables.errors import TrialFailure, UserError
+from slimfront.trainables.inputs import Several
 from slimfront.trainables.measures.measure import count_flops, measure
 from slimfront.trainables.precision import all_of_float32
 from slimfront.trainables.structure.agreement import SEEN, difference_in_batches, outputs
@@ -100,7 +101,13 @@ def compact(
 
 
 def _check_numbers(model: nn.Module, inputs: Tensor) -> None:
-    """Raises TrialFailure where a network gives NaN: nothing can be compared with that."""
+    """Raises TrialFailure where a network gives NaN: nothing can be compared with that; and
+    UserError where the inputs are no tensor."""
+    if not isinstance(inputs, Tensor | Several):
+        raise UserError(
+            f"compact: the inputs are a {type(inputs).__name__}, and must be a tensor (N, …); a "
+            "network of several inputs is made compact by prune and by Slimming.compact"
+        )
     leaves, _ = flattened(outputs(model, inputs[:SEEN]))
     for leaf in leaves:
         if isinstance(leaf, Tensor) and leaf.isnan().any():

@@ -89,6 +89,17 @@ def as_called_with(network: nn.Module, inputs: Tensor, output: str | int | None)
     return adapted(same_modules, call)
 
 
+def in_order_of_forward(network: nn.Module, names: Sequence[str]) -> list[str]:
+    """The same names as forward has them, so that they may be given by their places too; those of
+    inputs that are given by place stay as they are."""
+    parameters = list(inspect.signature(network.forward).parameters)
+
+    def place(name: str) -> int:
+        return parameters.index(name) if name in parameters else len(parameters)
+
+    return sorted(names, key=place)
+
+
 def _check_names(network: nn.Module, names: Sequence[str]) -> None:
     parameters = inspect.signature(network.forward).parameters
     what = f"{type(network).__name__}.forward"

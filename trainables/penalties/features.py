@@ -2,7 +2,7 @@
 by forward hooks."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,35 @@ Shapes = dict[str, Shape]
 _OURS = "keeps_features"
 
 
+class _Hook:
+    """A forward hook of `Features` on one module. Copies and files of the network have an idle one
+    in its place."""
+
+    keeps_features = True
+
+    def __init__(self, features: "Features", name: str) -> None:
+        self.features = features
+        self.name = name
+
+    def __call__(self, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+        self.features.see(self.name, output)
+
+    def __deepcopy__(self, _memo: object) -> "_IdleHook":
+        return _IdleHook()
+
+    def __reduce__(self) -> tuple[type["_IdleHook"], tuple[()]]:
+        return _IdleHook, ()
+
+
+class _IdleHook:
+    """What a copy of a network has of a hook."""
+
+    keeps_features = True
+
+    def __call__(self, _module: nn.Module, _inputs: object, _output: object) -> None:
+        """Nothing."""
+
+
 class Features:
     """While `watching`, forward hooks on named modules keep outputs, the first `samples` of a batch
     (−1: all), of passes with gradients.
@@ -53,7 +82,7 @@ class Features:
         self.hooks = []
         for name in names:
             module = model.get_submodule(name)
-            self.hooks.append((module, self._hook(name)))
+            self.hooks.append((module, _Hook(self, name)))
         self.handles: list[RemovableHandle] = []
         self.watching = False
         """Whether the coming batch is kept."""
@@ -65,18 +94,15 @@ class Features:
         self.stays = True
         self._attach()
 
-    def _hook(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
-        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            if not self.watching:
-                return
-            if not self.any_pass and not torch.is_grad_enabled():
-                return
-            if self.samples != -1:
-                output = output[: self.samples]
-            self.kept[name] = output
-
-        setattr(hook, _OURS, True)
-        return hook
+    def see(self, name: str, output: Tensor) -> None:
+        """Keeps what a module has just given, where this pass is watched."""
+        if not self.watching:
+            return
+        if not self.any_pass and not torch.is_grad_enabled():
+            return
+        if self.samples != -1:
+            output = output[: self.samples]
+        self.kept[name] = output
 
     def watch(self, watching: bool) -> None:
         """Forgets what was kept, and keeps the coming batch or does not."""

@@ -260,6 +260,20 @@ def _groups_taking_part(
     return groups
 
 
+def _refuse_computed(groups: Sequence[AnyGroup], parameters: Parameters) -> None:
+    """Raises UserError where what a group consists of is no parameter: a mask does not last in
+    what is computed anew."""
+    for group in groups:
+        for name in (*group.writers, *group.readers):
+            if name not in parameters:
+                raise UserError(
+                    f"sparsifier channels: '{name}' is computed from other parameters, by "
+                    "torch.nn.utils.parametrize (weight_norm and the like), and does not stay 0; "
+                    "take that off with parametrize.remove_parametrizations, or take another "
+                    "sparsifier"
+                )
+
+
 def _keep_units(group: AnyGroup, alive: Tensor, name: str, mask: Tensor) -> None:
     """Drops the rows of all units but those that are alive, (units,), from the `mask` of a
     parameter, in place; rows of no unit stay."""
@@ -288,7 +302,9 @@ class ActiveChannels(ActiveSparsifier):
             groups = _groups_taking_part(model, inputs, options.exclude)
             _say_if_nothing_goes(model, inputs)
         self.groups = groups
-        self.parameters = dict(model.named_parameters())
+        # A parameter that layers share has the name of each.
+        self.parameters = dict(model.named_parameters(remove_duplicate=False))
+        _refuse_computed(groups, self.parameters)
         ranked_by = _RANKS[options.importance]
         self.rank = ranked_by(groups, self.parameters)
         self.gates: Tensors = {}

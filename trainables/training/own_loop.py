@@ -6,6 +6,7 @@ import math
 import pickle
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -220,6 +221,11 @@ class OwnTraining(Training):
                 f"the config has {' and '.join(on)}, and {self.asked.training.factory} did not "
                 "call trial.slimming, so that nothing of it acts"
             )
+        if on and self.slim is not None and self.slim.step == 0:
+            raise TrialFailure(
+                f"the config has {' and '.join(on)}, and {self.asked.training.factory} did not "
+                "call slim.after_step() after the optimiser's steps, so that nothing of it acts"
+            )
 
     def _run(self) -> None:
         """The function, in its thread."""
@@ -243,6 +249,13 @@ class OwnTraining(Training):
         """See `Trial.report`; called in the function's thread, which waits here."""
         if self.stopping or self.epoch >= self.options.epochs:
             raise Stopped
+        epochs = self.options.epochs
+        if isinstance(epoch, bool) or not isinstance(epoch, Integral) or not 1 <= epoch <= epochs:
+            raise UserError(
+                f"trial.report: the epoch is {epoch!r}; it must be a whole number from 1 to "
+                f"{epochs}, which is training.epochs"
+            )
+        epoch = int(epoch)
         if epoch <= self.epoch:
             raise UserError(
                 f"trial.report: epoch {epoch} comes after epoch {self.epoch}; epochs count from 1, "

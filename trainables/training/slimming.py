@@ -20,7 +20,7 @@ from slimfront.trainables.compaction import Compacted, Compaction, compact
 from slimfront.trainables.data import Split
 from slimfront.trainables.errors import UserError, first_few
 from slimfront.trainables.inputs import Several, as_one, each
-from slimfront.trainables.models.adapted import as_called_with
+from slimfront.trainables.models.adapted import as_called_with, in_order_of_forward
 from slimfront.trainables.options import Options, validated
 from slimfront.trainables.penalties import PENALTIES, ActivePenalty, Penalty
 from slimfront.trainables.penalties.base import ActiveGroups, GroupPenalty, StepSizes
@@ -130,8 +130,12 @@ class _Rise:
         self.first = self._highest()
 
     def _highest(self) -> float:
-        """The highest learning rate of those that are plain numbers."""
-        rates = [group["lr"] for group in self.optimizer.param_groups]
+        """The highest learning rate of those that are plain numbers; of those that a schedule
+        begins with where all are 0, as in a warm-up."""
+        groups = self.optimizer.param_groups
+        rates = [group["lr"] for group in groups]
+        if not any(rates):
+            rates = [group.get("initial_lr", 0.0) for group in groups]
         return max((float(rate) for rate in rates if not isinstance(rate, Tensor)), default=0.0)
 
     def say_if_far(self) -> None:
@@ -224,6 +228,9 @@ class Slimming(AbstractContextManager["Slimming"]):
             raise UserError(f"Slimming: steps is {steps}; it must be the optimiser steps to come")
         self.steps = steps
         self.steps_per_epoch = _per_epoch(asked, steps_per_epoch)
+        while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+            # Of a wrapper, such as Accelerate's.
+            optimizer = optimizer.optimizer  # type: ignore[attr-defined]
         self.optimizer = optimizer
         self.network = unwrapped(network)
         check_optimizer(optimizer, self.network, asked.penalties)
@@ -231,6 +238,11 @@ class Slimming(AbstractContextManager["Slimming"]):
         sample = as_one(inputs)
         view = as_called_with(self.network, sample, output)
         self._rise = _Rise(optimizer, asked.penalties)
+        self._relative = {
+            name
+            for name, options in asked.penalties.items()
+            if isinstance(options, GroupPenalty) and options.relative
+        }
         penalties_by_name = self._absolute(asked.penalties, view, sample)
         asked = asked.model_copy(update={"penalties": penalties_by_name})
         setting = Setting(
@@ -248,6 +260,7 @@ class Slimming(AbstractContextManager["Slimming"]):
         self._asked = asked
         self._sample = sample
         self._unseen: set[str] = set()
+        self._loss_was_asked = False
         self._copy: tuple[nn.Module, Acting] | None = None
         self._check_what_acts()
         for penalty in self.acting.penalties:
@@ -265,8 +278,12 @@ class Slimming(AbstractContextManager["Slimming"]):
         self, penalties: Mapping[str, Penalty], view: nn.Module, sample: Tensor
     ) -> dict[str, Penalty]:
         """The penalties with strengths as the steps take them, for steps as long as now."""
-        sizes = step_sizes(self.optimizer)
-        size = float(sizes.largest)
+        size = float(step_sizes(self.optimizer).largest) or self._rise.first
+        if self._relative and size == 0:
+            raise UserError(
+                "Slimming: the learning rate is 0, and strengths that are relative are so to the "
+                "steps of a training; make Slimming while the optimizer has a learning rate"
+            )
 
         def total_step(options: Penalty) -> float:
             taken = []
@@ -291,6 +308,7 @@ class Slimming(AbstractContextManager["Slimming"]):
     def loss(self) -> Tensor:
         """What the penalties add to the loss of the batch that the network has just seen: a scalar,
         0 where none acts by its gradient."""
+        self._loss_was_asked = True
         self._say_if_unseen()
         found = self.acting.losses()
         # The next part of a batch, where gradients are accumulated, is looked at too.
@@ -395,15 +413,37 @@ class Slimming(AbstractContextManager["Slimming"]):
             whole = unwrapped(network)
         twin = copied(whole)
         remove_hooks(twin)
+        self._zero_again(twin)
         given = _beside(given, twin)
         view = as_called_with(twin, given, self.output)
         made = compact(view, given, options)
         if not isinstance(given, Several):
             return made
-        names = list(given.named)
+        names = in_order_of_forward(whole, list(given.named))
         by_arguments = ByArguments(made.network, names)
         by_arguments.eval()
         return Compacted(by_arguments, made.report)
+
+    @torch.no_grad()
+    def _zero_again(self, twin: nn.Module) -> None:
+        """Has the masks hold in a copy of the network, which may have been changed since the last
+        step."""
+        if self.sparsifier is None:
+            return
+        parameters = dict(twin.named_parameters(remove_duplicate=False))
+        changed = []
+        for name, mask in self.sparsifier.masks.items():
+            parameter = parameters[name]
+            mask = mask.to(parameter.device)
+            if bool((parameter[~mask] != 0).any()):
+                parameter.mul_(mask)
+                changed.append(f"'{name}'")
+        if changed:
+            log.warning(
+                "weights that the sparsifier has zeroed were not 0 any more, as where an average "
+                "of weights took the network's place, and were zeroed again: %s",
+                first_few(changed),
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """All that continuing needs beside the network's and the optimiser's: plain data and
@@ -413,25 +453,46 @@ class Slimming(AbstractContextManager["Slimming"]):
             masks = self.sparsifier.state_dict()
         strengths = {}
         for name, options in self._asked.penalties.items():
-            if isinstance(options, GroupPenalty):
+            if name in self._relative and isinstance(options, GroupPenalty):
                 strengths[name] = {"strength": options.strength, "layers": options.layers}
         return {"step": self.step, "sparsifier": masks, "strengths": strengths}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues bit-exactly where `state_dict` was taken, once the network's and the
-        optimiser's are loaded."""
-        self.step = int(state["step"])
-        strengths = state.get("strengths", {})
-        self._take_strengths(strengths)
+        optimiser's are loaded.
+
+        Strengths and options are those that Slimming was made with, but for relative strengths,
+        which are relative to the weights that the training began with.
+
+        Raises:
+            UserError: if the state is of another network, or of another sparsifier.
+        """
+        if not isinstance(state.get("step"), int):
+            raise UserError("Slimming.load_state_dict: this is not what Slimming.state_dict gave")
+        masks = state.get("sparsifier", {})
+        if masks and self.sparsifier is None:
+            raise UserError(
+                "Slimming.load_state_dict: the state is of a training with a sparsifier, and this "
+                "one has none"
+            )
         if self.sparsifier is not None:
-            self.sparsifier.load_state_dict(state["sparsifier"])
+            try:
+                self.sparsifier.load_state_dict(masks)
+            except (KeyError, RuntimeError, ValueError) as error:
+                raise UserError(
+                    "Slimming.load_state_dict: the state is of another network, or of another "
+                    f"sparsifier ({type(error).__name__}: {error})"
+                ) from None
+        self.step = state["step"]
+        self._take_strengths(state.get("strengths", {}))
         self._watch()
 
     def _take_strengths(self, strengths: Mapping[str, Any]) -> None:
         """Those of the weights that the training began with, to which they may be relative."""
         asked = self._asked
         penalties = dict(asked.penalties)
-        for name, own in strengths.items():
+        for name in self._relative.intersection(strengths):
+            own = strengths[name]
             before = penalties[name]
             penalties[name] = before.model_copy(update=dict(own))
         self._asked = asked.model_copy(update={"penalties": penalties})
@@ -466,6 +527,12 @@ class Slimming(AbstractContextManager["Slimming"]):
         except UserError:
             self.close()
             raise
+        for name, options in self._asked.penalties.items():
+            if not options.on:
+                log.warning("penalties.%s does nothing: its strength is 0", name)
+        asked = self._asked.sparsifier
+        if asked is not None and not asked.on:
+            log.warning("the sparsifier does nothing: its sparsity is 0")
         dense = out_of_reach(self.network)
         if self.sparsifier is not None and dense:
             log.warning(
@@ -508,6 +575,13 @@ class Slimming(AbstractContextManager["Slimming"]):
                 )
 
     def _say_if_early(self) -> None:
+        if self.step == 0 and self.targets:
+            log.warning(
+                "penalties have done nothing: after_step was never called; call it after each step "
+                "of the optimizer"
+            )
+        elif not self._loss_was_asked and self.acting.losses():
+            log.warning("penalties have done nothing by their gradient: loss() was never called")
         if self.sparsifier is None or self.step >= self.steps:
             return
         left = [step for step in range(self.step, self.steps) if self.sparsifier.due(step)]

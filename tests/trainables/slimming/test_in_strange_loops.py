@@ -1,0 +1,216 @@
+"""Slimming where loops do what was not thought of: copies, wrappers, forgotten calls, other
+states."""
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import slimfront as sf
+from tests.trainables.slimming.test_slimming import INPUTS, adam, perceptron, step
+
+CKA: dict[str, Any] = {"cka": {"strength": 0.5, "every": 1}}
+CHANNELS: dict[str, Any] = {"name": "channels", "sparsity": 0.5, "every": 1}
+
+
+def gradients_beside(other: nn.Module | None) -> list[Tensor]:
+    """Of what CKA-SR adds, where a copy of the network sees the batch too."""
+    network = perceptron()
+    slim = sf.Slimming(network, adam(network), INPUTS, steps=4, penalties=CKA)
+    if other is None:
+        other = copy.deepcopy(network)
+    network(INPUTS)
+    other(INPUTS)
+    return list(torch.autograd.grad(slim.loss(), network.parameters(), allow_unused=True))
+
+
+def test_a_copy_made_later_has_no_hooks_at_work() -> None:
+    plain = gradients_beside(nn.Identity())
+    for mine, beside_a_copy in zip(plain, gradients_beside(None), strict=True):
+        torch.testing.assert_close(mine, beside_a_copy)
+
+
+def test_a_network_with_hooks_is_written_to_a_file_and_read() -> None:
+    network = perceptron()
+    sf.Slimming(network, adam(network), INPUTS, steps=4, penalties=CKA)
+    file = io.BytesIO()
+    torch.save(network, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    torch.testing.assert_close(again(INPUTS), network(INPUTS))
+
+
+class Difference(nn.Module):
+    """Two inputs, which are not alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 8)
+        self.b = nn.Linear(6, 8)
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        difference = self.a(left).relu() - self.b(right).relu()
+        made: Tensor = self.last(difference)
+        return made
+
+
+def test_a_compact_network_has_the_places_of_forward_whatever_the_order_of_the_inputs() -> None:
+    network = Difference().eval()
+    inputs = {"right": INPUTS, "left": INPUTS.flip(0)}
+    slim = sf.Slimming(network, adam(network), inputs, steps=4, sparsifier=CHANNELS)
+    small = slim.compact().network
+    wanted = network(INPUTS, INPUTS.flip(0))
+    torch.testing.assert_close(small(INPUTS, INPUTS.flip(0)), wanted)
+    torch.testing.assert_close(small(right=INPUTS.flip(0), left=INPUTS), wanted)
+
+
+def test_what_is_asked_for_with_nothing_to_do_is_named(caplog: Any) -> None:
+    network = perceptron()
+    sf.Slimming(
+        network,
+        adam(network),
+        INPUTS,
+        steps=4,
+        penalties={"layer": {}},
+        sparsifier={"name": "channels"},
+    )
+    assert "penalties.layer does nothing: its strength is 0" in caplog.text
+    assert "the sparsifier does nothing: its sparsity is 0" in caplog.text
+
+
+def test_calls_that_were_forgotten_are_named(caplog: Any) -> None:
+    network = perceptron()
+    layer = {"layer": {"strength": 1.0}}
+    sf.Slimming(network, adam(network), INPUTS, steps=4, penalties=layer).compact()
+    assert "after_step was never called" in caplog.text
+    optimizer = adam(network)
+    slim = sf.Slimming(network, optimizer, INPUTS, steps=1, penalties=CKA)
+    network(INPUTS).sum().backward()
+    optimizer.step()
+    slim.after_step()
+    network(INPUTS)
+    slim.compact()
+    assert "loss() was never called" in caplog.text
+
+
+class Wrapper(torch.optim.Optimizer):
+    """As Accelerate wraps optimisers: with the methods of those that keep weights apart."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def train(self) -> None:
+        """Nothing."""
+
+    def eval(self) -> None:
+        """Nothing."""
+
+
+def test_a_wrapped_optimiser_is_the_one_within() -> None:
+    network = perceptron()
+    optimizer = adam(network)
+    penalties = {"layer": {"strength": 1.0}}
+    slim = sf.Slimming(network, Wrapper(optimizer), INPUTS, steps=4, penalties=penalties)
+    assert slim.optimizer is optimizer
+
+
+def test_relative_strengths_in_a_warm_up_from_0_are_relative_to_its_end(caplog: Any) -> None:
+    strengths = []
+    for begins_at_0 in (False, True):
+        network = perceptron()
+        optimizer = adam(network)
+        if begins_at_0:
+            torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(step / 2, 1.0))
+            assert optimizer.param_groups[0]["lr"] == 0
+        penalties = {"node": {"strength": 1.0, "relative": True}}
+        slim = sf.Slimming(network, optimizer, INPUTS, steps=4, penalties=penalties)
+        strengths.append(slim.state_dict()["strengths"]["node"]["strength"])
+        optimizer.param_groups[0]["lr"] = 0.01
+        step(network, optimizer, slim)
+    assert strengths[0] == strengths[1]
+    assert "has risen" not in caplog.text
+
+
+def test_relative_strengths_without_a_learning_rate_are_refused() -> None:
+    network = perceptron()
+    penalties = {"node": {"strength": 1.0, "relative": True}}
+    with pytest.raises(sf.UserError, match="the learning rate is 0"):
+        sf.Slimming(network, adam(network, 0.0), INPUTS, steps=4, penalties=penalties)
+
+
+def slimming(**asked: Any) -> sf.Slimming:
+    network = perceptron()
+    return sf.Slimming(network, adam(network), INPUTS, steps=4, **asked)
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (slimming, "the state is of another network, or of another sparsifier"),
+        (lambda: slimming(sparsifier={"name": "rigl", "sparsity": 0.5, "every": 1}), "another"),
+        (perceptron, "this is not what Slimming.state_dict gave"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused(state: Any, said: str) -> None:
+    slim = slimming(sparsifier=CHANNELS)
+    with pytest.raises(sf.UserError, match=said):
+        slim.load_state_dict(state().state_dict())
+    with pytest.raises(sf.UserError, match="with a sparsifier, and this one has none"):
+        slimming().load_state_dict(slim.state_dict())
+
+
+def test_strengths_that_were_changed_are_kept_when_a_training_goes_on() -> None:
+    before = slimming(penalties={"node": {"strength": 0.01}})
+    after = slimming(penalties={"node": {"strength": 0.5}})
+    after.load_state_dict(before.state_dict())
+    (node,) = after.acting.penalties
+    assert node.options.strength == 0.5  # type: ignore[attr-defined]
+
+
+class Tied(nn.Module):
+    """A layer's weight is another's too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(12, 8)
+        self.hidden = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 12, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        embedded = self.embedding(tokens).mean(1)
+        made: Tensor = self.head(embedded + self.hidden(embedded).relu())
+        return made
+
+
+def test_channels_of_shared_weights_go() -> None:
+    torch.manual_seed(0)
+    network = Tied()
+    tokens = torch.arange(36).view(9, 4) % 12
+    optimizer = adam(network)
+    slim = sf.Slimming(network, optimizer, tokens, steps=3, sparsifier=CHANNELS)
+    for _ in range(3):
+        nn.functional.cross_entropy(network(tokens), tokens[:, 0]).backward()
+        slim.before_step()
+        optimizer.step()
+        slim.after_step()
+        optimizer.zero_grad()
+    small = slim.compact()
+    assert small.measures["params"] < sum(one.numel() for one in network.parameters())
+    torch.testing.assert_close(small.network(tokens), network.eval()(tokens))
+
+
+def test_channels_of_computed_weights_are_refused_by_name() -> None:
+    network = perceptron()
+    nn.utils.parametrizations.weight_norm(network[2])
+    with pytest.raises(sf.UserError, match=r"'2\.weight' is computed from"):
+        sf.Slimming(network, adam(network), INPUTS, steps=4, sparsifier=CHANNELS)
+
+
+def test_several_inputs_of_compact_are_refused_with_what_takes_them() -> None:
+    with pytest.raises(sf.UserError, match=r"Slimming\.compact"):
+        sf.compact(Difference(), (INPUTS, INPUTS))  # type: ignore[arg-type]

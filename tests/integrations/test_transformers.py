@@ -123,6 +123,13 @@ def test_an_epoch_has_the_steps_that_it_has_whatever_is_trained_of_it(
     assert [slim.steps, slim.steps_per_epoch] == [4 * epochs, 4]
 
 
+def test_mixed_precision_is_the_same_network(tmp_path: Path) -> None:
+    model, slimming = new(), callback()
+    trainer(tmp_path, model, slimming, num_train_epochs=1, bf16=True).train()
+    small = slimming.compact()
+    assert small.measures["params"] < size(model)
+
+
 def test_a_loss_of_the_penalties_is_added(tmp_path: Path) -> None:
     plain, slimmed = (new() for _ in range(2))
     trainer(tmp_path, plain, callback(penalties=None, sparsifier=None)).train()

@@ -257,8 +257,10 @@ def test_a_teacher_of_another_task_is_refused(tmp_path: Path) -> None:
     candidate = sf.Candidate.model_validate(
         {"model": MLP, "distill": {"teacher": str(tmp_path / "other.pt")}}
     )
-    with pytest.raises(sf.UserError, match="has the shape"):
+    with pytest.raises(sf.UserError, match="has the shape") as caught:
         Training(candidate)
+    assert "distill.teacher.weights" in str(caught.value)
+    assert "model." not in str(caught.value)
 
 
 @pytest.mark.slow

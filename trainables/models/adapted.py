@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ def adapted(network: nn.Module, call: Call) -> nn.Module:
     if names is not None:
         _check_names(network, names)
     kind = type(network)
-    forward = kind.forward
+    forward = _own_forward(network)
 
     def adapted_forward(self: nn.Module, inputs: Any) -> Any:
         if names is None:
@@ -70,6 +70,26 @@ def adapted(network: nn.Module, call: Call) -> nn.Module:
     adapted_forward.__doc__ = forward.__doc__
     network.__class__ = type(kind.__name__, (kind,), {"forward": adapted_forward})
     return network
+
+
+def _own_forward(network: nn.Module) -> Callable[..., Any]:
+    """The function that a network is run by, with the network as its first argument. One that was
+    set on this network alone is taken off it: it would go before that of a class.
+
+    Where Accelerate has wrapped it, for mixed precision, it is the one within.
+    """
+    of_class: Callable[..., Any] = type(network).forward
+    own = vars(network).pop("forward", None)
+    if own is None:
+        return of_class
+    set_here: Callable[..., Any] = vars(network).pop("_original_forward", own)
+    if getattr(set_here, "__func__", None) is of_class:
+        return of_class
+
+    def forward(_network: nn.Module, *inputs: Any, **named: Any) -> Any:
+        return set_here(*inputs, **named)
+
+    return forward
 
 
 def as_called_with(network: nn.Module, inputs: Tensor, output: str | int | None) -> nn.Module:

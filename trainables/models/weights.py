@@ -1,5 +1,6 @@
 """Weights that a network starts from: read from a file as data, never as code."""
 
+import logging
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from slimfront.trainables.errors import UserError, first_few, first_line
 from slimfront.trainables.options import suggest
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 _WITHIN = ("state_dict", "model_state_dict", "model")
@@ -25,15 +28,21 @@ def load_weights(network: nn.Module, path: str, *, strict: bool = True) -> None:
         path: of a `.safetensors` file, or of one that `torch.save` wrote: a state dict, or a
             checkpoint that has one as `state_dict`, `model_state_dict` or `model`. Names may begin
             with `module.` or the like, as wrappers of networks write them.
-        strict: whether all names must be in both, as in `load_state_dict`.
+        strict: whether all names must be in both, with the same shapes; what does not fit is left
+            out and named otherwise.
 
     Raises:
         UserError: if the file cannot be read, or names or shapes do not fit; they are named.
     """
     wanted = network.state_dict()
     given = _fitting(read_weights(path), wanted)
+    if not strict:
+        given = _of_one_shape(given, wanted)
     _check(given, wanted, path, strict=strict)
     network.load_state_dict(given, strict=False)
+    left = wanted.keys() - given.keys()
+    if left:
+        log.warning("model.weights: %s are not in %s, and are as built", _names(sorted(left)), path)
 
 
 State = dict[str, Tensor]
@@ -131,6 +140,15 @@ def _count_common(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> int
     return len(common)
 
 
+def _of_one_shape(given: State, wanted: Mapping[str, Tensor]) -> State:
+    """`given` without what has another shape in the network, such as the head of another task."""
+    found = {}
+    for name, tensor in given.items():
+        if name not in wanted or tensor.shape == wanted[name].shape:
+            found[name] = tensor
+    return found
+
+
 def _check(
     given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: str, *, strict: bool
 ) -> None:
@@ -142,7 +160,8 @@ def _check(
         if shape != in_network:
             raise UserError(
                 f"model.weights: '{name}' has the shape {shape} in {path}, and "
-                f"{in_network} in the network; build the network that was trained"
+                f"{in_network} in the network; build the network that was trained, or set "
+                "model.strict: false to take what fits"
             )
     if not _count_common(given, wanted):
         raise UserError(

@@ -303,7 +303,13 @@ def _network(model: Model, data: Dataset) -> nn.Module:
     """The teacher's network: what a search stored, or the model with its weights."""
     stored = _stored(model.weights)
     if stored is None:
-        return built(model, data)
+        try:
+            return built(model, data)
+        except UserError as error:
+            message = str(error)
+            for own in ("weights", "strict"):
+                message = message.replace(f"model.{own}", f"distill.teacher.{own}")
+            raise UserError(message) from None
     try:
         return restore(stored, model)
     except (ValueError, RuntimeError, KeyError) as error:

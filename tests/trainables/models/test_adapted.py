@@ -120,6 +120,14 @@ def test_the_output_that_counts_is_taken_from_whatever_forward_returns(
     assert torch.equal(adapted(network, Call(None, output))(FIRST), wanted)
 
 
+def test_a_forward_that_was_set_on_this_network_alone_is_the_one() -> None:
+    network = Net("tuple")
+    wanted = network(FIRST)[1]
+    of_class = network.forward
+    network.forward = lambda x: of_class(x + 1)  # type: ignore[method-assign]
+    torch.testing.assert_close(adapted(network, Call(None, 1))(FIRST - 1), wanted)
+
+
 @pytest.mark.parametrize(
     ("form", "output", "message"),
     [

@@ -136,6 +136,16 @@ def test_what_fits_is_taken_where_that_is_asked_for(tmp_path: Path) -> None:
     assert not torch.equal(made.state_dict()["1.bias"], STATE["1.bias"])
 
 
+def test_the_head_of_another_task_is_left_out_and_named(tmp_path: Path, caplog: Any) -> None:
+    path = tmp_path / "weights.pt"
+    last = list(STATE)[-1]
+    torch.save(STATE | {last: torch.ones(77)}, path)
+    made = network()
+    load_weights(made, str(path), strict=False)
+    assert torch.equal(made.state_dict()["1.weight"], STATE["1.weight"])
+    assert f"'{last}' are not in {path}, and are as built" in caplog.text
+
+
 def test_a_model_of_the_registry_is_for_a_search_to_ask_for() -> None:
     with pytest.raises(UserError, match=r"models:/net/1 is of MLflow's model registry, which a se"):
         read_weights("models:/net/1")

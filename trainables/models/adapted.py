@@ -83,7 +83,8 @@ def _own_forward(network: nn.Module) -> Callable[..., Any]:
     if own is None:
         return of_class
     set_here: Callable[..., Any] = vars(network).pop("_original_forward", own)
-    if getattr(set_here, "__func__", None) is of_class:
+    is_of_class = getattr(set_here, "__func__", None) is of_class
+    if is_of_class:
         return of_class
 
     def forward(_network: nn.Module, *inputs: Any, **named: Any) -> Any:

@@ -9,6 +9,7 @@ after it come the proximal steps of the penalties, and then the masks.
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from numbers import Integral
 from typing import Annotated, Any, Self
 
 import torch
@@ -224,13 +225,12 @@ class Slimming(AbstractContextManager["Slimming"]):
         asked = validated(
             Asked, {"penalties": penalties or {}, "sparsifier": sparsifier}, "Slimming"
         )
-        if steps < 1:
-            raise UserError(f"Slimming: steps is {steps}; it must be the optimiser steps to come")
-        self.steps = steps
-        self.steps_per_epoch = _per_epoch(asked, steps_per_epoch)
         while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
             # Of a wrapper, such as Accelerate's.
             optimizer = optimizer.optimizer  # type: ignore[attr-defined]
+        _check_arguments(network, optimizer, steps)
+        self.steps = steps
+        self.steps_per_epoch = _per_epoch(asked, steps_per_epoch)
         self.optimizer = optimizer
         self.network = unwrapped(network)
         check_optimizer(optimizer, self.network, asked.penalties)
@@ -337,7 +337,7 @@ class Slimming(AbstractContextManager["Slimming"]):
         `lottery` it begins anew in each round."""
         if self.sparsifier is not None:
             return self.sparsifier.progress(self.step)
-        return self.step / self.steps
+        return min(1.0, self.step / self.steps)
 
     @torch.no_grad()
     def apply_to(self, other: nn.Module) -> None:
@@ -615,6 +615,28 @@ _WRAPPERS = (
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def _check_arguments(network: object, optimizer: object, steps: object) -> None:
+    """Raises UserError for what is something else than it should be."""
+    if not isinstance(network, nn.Module):
+        raise UserError(f"Slimming: the network is a {_kind(network)}; give a torch.nn.Module")
+    if not hasattr(optimizer, "param_groups"):
+        raise UserError(
+            f"Slimming: the optimizer is a {_kind(optimizer)}; give the torch.optim.Optimizer that "
+            "trains the network"
+        )
+    if isinstance(steps, bool) or not isinstance(steps, Integral) or int(steps) < 1:
+        raise UserError(
+            f"Slimming: steps is {steps!r}; it must be the optimiser steps to come, a whole number "
+            "from 1"
+        )
+
+
+def _kind(given: object) -> str:
+    if isinstance(given, type):
+        return f"class, {given.__name__}"
+    return type(given).__name__
 
 
 def _beside(inputs: Tensor, network: nn.Module) -> Tensor:

@@ -3,6 +3,7 @@ states."""
 
 import copy
 import io
+import re
 from typing import Any
 
 import pytest
@@ -214,3 +215,41 @@ def test_channels_of_computed_weights_are_refused_by_name() -> None:
 def test_several_inputs_of_compact_are_refused_with_what_takes_them() -> None:
     with pytest.raises(sf.UserError, match=r"Slimming\.compact"):
         sf.compact(Difference(), (INPUTS, INPUTS))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"network": nn.Linear}, "the network is a class, Linear"),
+        ({"network": torch.relu}, "the network is a builtin_function_or_method"),
+        ({"optimizer": [INPUTS]}, "the optimizer is a list"),
+        ({"steps": None}, "steps is None"),
+        ({"steps": 10.5}, "steps is 10.5"),
+        ({"steps": float("inf")}, "steps is inf"),
+        ({"steps": "60"}, "steps is '60'"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(changes: dict[str, Any], said: str) -> None:
+    network = perceptron()
+    given = {"network": network, "optimizer": adam(network), "inputs": INPUTS, "steps": 4}
+    with pytest.raises(sf.UserError, match=re.escape(said)):
+        sf.Slimming(**(given | changes))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_network_of_any_precision_is_made_compact(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten()
+    )
+    images = torch.randn(16, 2, 8, 8)
+    network(images)  # statistics of its own
+    network.to(dtype).eval()
+    with torch.no_grad():
+        network[0].weight[:3] = 0  # type: ignore[index, operator]
+        network[1].bias[:3] = -1  # type: ignore[index, operator]
+    small = sf.compact(network, images.to(dtype))
+    assert small.measures["params"] < sum(one.numel() for one in network.parameters())
+    wanted = network(images.to(dtype)).float()
+    got = small.network(images.to(dtype)).float()
+    assert (wanted - got).norm() <= max(1e-5, 4 * torch.finfo(dtype).eps) * wanted.norm()

@@ -4,7 +4,6 @@ import logging
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -74,7 +73,6 @@ def compact(
         UserError: if the network cannot be traced, or has attention that cannot be taken apart.
     """
     options = options or Compaction()
-    tolerance = options.tolerance
     told = set() if told is None else told
     with evaluating(model), all_of_float32():
         _check_numbers(model, inputs)
@@ -82,18 +80,17 @@ def compact(
         network = smaller.network
         steps = list(smaller.steps)
         apart = smaller.apart
-        if apart <= tolerance:
-            tolerance = max(tolerance, _rounding(model))
-            on_inputs = relative_difference(model, network, inputs, tolerance)
+        if apart <= options.tolerance:
+            on_inputs = relative_difference(model, network, inputs, options.tolerance)
             apart = max(apart, on_inputs, key=_badness)
         if isinstance(network, GraphModule):
             if options.approximate:
                 steps += merge_approximately(network, options.merge)
             steps += name_what_stays(network, inputs, options, told)
-    if not apart <= tolerance:  # NaN too
+    if not apart <= options.tolerance:  # NaN too
         raise TrialFailure(
             f"compaction changed the outputs by {apart:.2e} of their spread; the tolerance is "
-            f"{tolerance:.0e}"
+            f"{options.tolerance:.0e}"
         )
     report = Report(
         steps=tuple(steps),
@@ -101,16 +98,6 @@ def compact(
         after=measure(network, inputs),
     )
     return Compacted(network, report)
-
-
-def _rounding(model: nn.Module) -> float:
-    """The machine epsilon of the network's coarsest type: a norm that is folded into its layer is
-    rounded once where it was twice."""
-    epsilons = [0.0]
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            epsilons.append(torch.finfo(parameter.dtype).eps)
-    return max(epsilons)
 
 
 def _check_numbers(model: nn.Module, inputs: Tensor) -> None:

@@ -6,9 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_ROUNDING = 256
+_ROUNDING, _ROUNDING_OF_HALF = 256, 8
 """Differences of so many machine epsilons of the largest output are rounding, whatever the spread
-of the one that differs."""
+of the one that differs; the second in types of half precision, which compute in wider ones and
+round what they give."""
+_HALF = 1e-4
+"""Types with larger epsilons are of half precision."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,10 @@ class Compared:
         """The largest difference, relative to the element's spread."""
         spread = self.high - self.low
         spread = spread.clamp_min(0)
-        rounding = _ROUNDING * self.eps / tolerance
+        epsilons = _ROUNDING
+        if self.eps > _HALF:
+            epsilons = _ROUNDING_OF_HALF
+        rounding = epsilons * self.eps / tolerance
         scale = spread + self.largest * rounding
         smallest = torch.finfo(torch.float64).tiny
         scale = scale.clamp_min(smallest)

@@ -313,12 +313,16 @@ def has_negative_entry(weight: Tensor, bias: Tensor, *, exact: bool = True) -> T
 
 
 def rounding(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """How far folding in `dtype` may be off in an entry of this [W | b]; a scalar."""
+    """How far folding in `dtype` may be off in an entry of this [W | b]; a scalar.
+
+    In half precision that would be an eighth of the largest entry, which is no rounding: there it
+    is as in float32, so that a layer is rather called active.
+    """
     of_weight = weight.abs().max()
     of_bias = bias.abs().max()
     largest = torch.maximum(of_weight, of_bias)
-    limits = torch.finfo(dtype)
-    relative = _ROUNDING_EPS * limits.eps
+    finest = min(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+    relative = _ROUNDING_EPS * finest
     return relative * largest
 
 

@@ -313,7 +313,8 @@ class ActiveGroups(Generic[GroupT]):
         penalty on a network of the same structure."""
         for name, group in other.groups.items():
             size = _size(group)
-            precision = torch.finfo(size.dtype).eps
+            # In half precision so many epsilons are half of the size.
+            precision = min(torch.finfo(size.dtype).eps, torch.finfo(torch.float32).eps)
             rounding = _ROUNDING * precision * size
             norm = other.norm(group)
             is_zero = norm <= rounding

@@ -253,3 +253,19 @@ def test_a_network_of_any_precision_is_made_compact(dtype: torch.dtype) -> None:
     wanted = network(images.to(dtype)).float()
     got = small.network(images.to(dtype)).float()
     assert (wanted - got).norm() <= max(1e-5, torch.finfo(dtype).eps) * wanted.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_layer_that_is_active_stays_so_in_an_average_of_any_precision(dtype: torch.dtype) -> None:
+    network = perceptron().to(dtype)
+    inputs = INPUTS.to(dtype)
+    with torch.no_grad():
+        for layer in (network[2], network[4]):
+            layer.weight.abs_()  # type: ignore[operator, union-attr]
+            layer.bias.abs_()  # type: ignore[operator, union-attr]
+        network[2].weight[0, 0] *= -1  # type: ignore[index, operator]
+    average = copy.deepcopy(network)
+    penalties = {"layer": {"strength": 1e-6}}
+    slim = sf.Slimming(network, adam(network), inputs, steps=4, penalties=penalties)
+    slim.apply_to(average)
+    torch.testing.assert_close(average.state_dict(), network.state_dict())

@@ -2,11 +2,11 @@
 checkpoints, and gives the compact network at its end."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from slimfront.trainables.compaction import Compacted, Compaction
@@ -27,6 +27,8 @@ class Slimmed:
     ) -> None:
         """As of `Slimming`; what cannot be is refused when training begins."""
         self.inputs = as_one(inputs)
+        self.convert: Callable[[Tensor], Tensor] = lambda tensor: tensor
+        """What the trainer does to a tensor of a batch, such as another precision."""
         self.asked = {"penalties": penalties, "sparsifier": sparsifier, **options}
         self.slim: Slimming | None = None
         self.resumed: Mapping[str, Any] | None = None
@@ -47,7 +49,7 @@ class Slimmed:
         slim = Slimming(
             network,
             optimizer,
-            each(self.inputs, lambda tensor: tensor.to(device)),
+            each(self.inputs, lambda tensor: self.convert(tensor.to(device))),
             steps=steps,
             steps_per_epoch=per_epoch,
             **self.asked,
@@ -92,6 +94,8 @@ class Slimmed:
         """See `Slimming.compact`."""
         if self.slim is None:
             raise UserError("there is nothing to make compact yet: training has not begun")
+        if inputs is not None:
+            inputs = each(as_one(inputs), self.convert)
         return self.slim.compact(inputs, options, network=network)
 
     def end(self) -> None:

@@ -72,6 +72,7 @@ class SlimmingCallback(lightning.Callback):
         # The last group of batches has a step too, however few they are.
         per_epoch = max(1, math.ceil(batches / trainer.accumulate_grad_batches))
         self._go_on(trainer.global_step)
+        self.slimmed.convert = trainer.precision_plugin.convert_input
         self.slimmed.begin(self._network(pl_module), trainer.optimizers[0], int(steps), per_epoch)
         self._add_to_loss(pl_module)
 

@@ -117,6 +117,15 @@ def _said(slimming: Any, caplog: Any) -> list[str]:
     return [record.getMessage() for record in caplog.records]
 
 
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_the_inputs_have_the_precision_of_the_batches(tmp_path: Path, precision: Any) -> None:
+    module, slimming = new(), callback(penalties={})
+    trainer(tmp_path, slimming, precision=precision).fit(module, loader())
+    for inputs in (None, INPUTS):
+        small = slimming.compact(inputs)
+        assert small.measures["params"] < 0.7 * sum(p.numel() for p in module.parameters())
+
+
 def test_a_second_fit_goes_on_from_the_first(tmp_path: Path) -> None:
     module, slimming = new(), callback()
     fitting = trainer(tmp_path, slimming, epochs=4)

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
+from slimfront.trainables.errors import UserError
 from slimfront.trainables.sparsifiers.base import SPARSIFIERS, Setting
 from slimfront.trainables.sparsifiers.masks import LayerDensities, Tensors, drop_and_grow
 from slimfront.trainables.sparsifiers.random_mask import RandomStart
@@ -54,7 +55,16 @@ class GradientGrowth(RandomStart):
 
     def move(self, share: float) -> None:
         """Moves the `share` of each layer's smallest weights to the largest gradients; what grows
-        starts from 0."""
+        starts from 0.
+
+        Raises:
+            UserError: if nobody has looked at the gradients of this step.
+        """
+        if not self.gradients:
+            raise UserError(
+                "sparsifier rigl: weights grow by the gradients of the step, and before_step was "
+                "not called; call it between the backward pass and the optimiser's step"
+            )
         moved = {}
         for name, weight in self.weights.items():
             mask = self.masks[name]

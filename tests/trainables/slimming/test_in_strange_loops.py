@@ -98,6 +98,18 @@ def test_calls_that_were_forgotten_are_named(caplog: Any) -> None:
     assert "loss() was never called" in caplog.text
 
 
+def test_rigl_without_gradients_says_what_was_forgotten() -> None:
+    network = perceptron()
+    optimizer = adam(network)
+    rigl = {"name": "rigl", "sparsity": 0.5, "every": 1}
+    slim = sf.Slimming(network, optimizer, INPUTS, steps=9, sparsifier=rigl)
+    with pytest.raises(sf.UserError, match="before_step was not called"):
+        for _ in range(3):
+            network(INPUTS).sum().backward()
+            optimizer.step()
+            slim.after_step()
+
+
 class Wrapper(torch.optim.Optimizer):
     """As Accelerate wraps optimisers: with the methods of those that keep weights apart."""
 

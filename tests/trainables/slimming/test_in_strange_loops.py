@@ -103,11 +103,15 @@ def test_rigl_without_gradients_says_what_was_forgotten() -> None:
     optimizer = adam(network)
     rigl = {"name": "rigl", "sparsity": 0.5, "every": 1}
     slim = sf.Slimming(network, optimizer, INPUTS, steps=9, sparsifier=rigl)
-    with pytest.raises(sf.UserError, match="before_step was not called"):
+
+    def train() -> None:
         for _ in range(3):
             network(INPUTS).sum().backward()
             optimizer.step()
             slim.after_step()
+
+    with pytest.raises(sf.UserError, match="before_step was not called"):
+        train()
 
 
 class Wrapper(torch.optim.Optimizer):

@@ -259,6 +259,7 @@ class Slimming(AbstractContextManager["Slimming"]):
         self.step = 0
         self._asked = asked
         self._sample = sample
+        self._parameters = dict(self.network.named_parameters())
         self._unseen: set[str] = set()
         self._loss_was_asked = False
         self._copy: tuple[nn.Module, Acting] | None = None
@@ -575,6 +576,16 @@ class Slimming(AbstractContextManager["Slimming"]):
                 )
 
     def _say_if_early(self) -> None:
+        now = dict(self.network.named_parameters())
+        replaced = [
+            f"'{name}'" for name, own in self._parameters.items() if now.get(name) is not own
+        ]
+        if replaced:
+            log.warning(
+                "parameters were replaced after Slimming was made, and nothing acts on the new "
+                "ones; make Slimming when the network has the parameters that are trained: %s",
+                first_few(replaced),
+            )
         if self.step == 0 and self.targets:
             log.warning(
                 "penalties have done nothing: after_step was never called; call it after each step "

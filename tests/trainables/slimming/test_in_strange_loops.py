@@ -98,6 +98,15 @@ def test_calls_that_were_forgotten_are_named(caplog: Any) -> None:
     assert "loss() was never called" in caplog.text
 
 
+def test_parameters_that_were_replaced_are_named(caplog: Any) -> None:
+    network = perceptron()
+    slim = sf.Slimming(network, adam(network), INPUTS, steps=1, sparsifier=CHANNELS)
+    network[6] = nn.Linear(16, 3)
+    slim.compact()
+    assert "replaced after Slimming was made" in caplog.text
+    assert "'6.weight'" in caplog.text
+
+
 def test_rigl_without_gradients_says_what_was_forgotten() -> None:
     network = perceptron()
     optimizer = adam(network)

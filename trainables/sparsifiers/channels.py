@@ -203,7 +203,9 @@ class Channels(TargetSparsifier):
         return Times(start, end, self.every)
 
     def attach(self, setting: Setting) -> "ActiveChannels":
-        return ActiveChannels(self, setting)
+        active = ActiveChannels(self, setting)
+        active.refuse_computed()
+        return active
 
 
 def _nothing_to_remove(model: nn.Module, inputs: Tensor) -> str:
@@ -260,20 +262,6 @@ def _groups_taking_part(
     return groups
 
 
-def _refuse_computed(groups: Sequence[AnyGroup], parameters: Parameters) -> None:
-    """Raises UserError where what a group consists of is no parameter: a mask does not last in
-    what is computed anew."""
-    for group in groups:
-        for name in (*group.writers, *group.readers):
-            if name not in parameters:
-                raise UserError(
-                    f"sparsifier channels: '{name}' is computed from other parameters, by "
-                    "torch.nn.utils.parametrize (weight_norm and the like), and does not stay 0; "
-                    "take that off with parametrize.remove_parametrizations, or take another "
-                    "sparsifier"
-                )
-
-
 def _keep_units(group: AnyGroup, alive: Tensor, name: str, mask: Tensor) -> None:
     """Drops the rows of all units but those that are alive, (units,), from the `mask` of a
     parameter, in place; rows of no unit stay."""
@@ -304,13 +292,13 @@ class ActiveChannels(ActiveSparsifier):
         self.groups = groups
         # A parameter that layers share has the name of each.
         self.parameters = dict(model.named_parameters(remove_duplicate=False))
-        _refuse_computed(groups, self.parameters)
         ranked_by = _RANKS[options.importance]
         self.rank = ranked_by(groups, self.parameters)
         self.gates: Tensors = {}
         """The importance by gates that is remembered, (units,) by the name of the group."""
         self.costs: UnitCosts | None = None
         if options.of != "channels":
+            self.refuse_computed()
             costs = UnitCosts(model, groups, inputs, options.of)
             _say_what_can_go(costs, options)
             self.costs = costs
@@ -321,6 +309,19 @@ class ActiveChannels(ActiveSparsifier):
                 weight = self.parameters[name]
                 self.weights[name] = weight
                 self.masks[name] = all_kept(weight)
+
+    def refuse_computed(self) -> None:
+        """Raises UserError where what a group consists of is no parameter: masks do not last in
+        what is computed anew in each step."""
+        for group in self.groups:
+            for name in (*group.writers, *group.readers):
+                if name not in self.parameters:
+                    raise UserError(
+                        f"sparsifier channels: '{name}' is computed from other parameters, by "
+                        "torch.nn.utils.parametrize (weight_norm and the like), and does not stay "
+                        "0; take that off with parametrize.remove_parametrizations, or take "
+                        "another sparsifier"
+                    )
 
     def due(self, step: int) -> bool:
         """Whether channels go."""

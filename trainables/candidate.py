@@ -242,6 +242,19 @@ class Candidate(Options):
         return self
 
     @model_validator(mode="after")
+    def _the_sparsifier_can_act(self) -> Self:
+        sparsifier = self.sparsifier
+        if sparsifier is None or not sparsifier.on or self.training.epochs:
+            return self
+        if sparsifier.needs_training:
+            raise ValueError(
+                f"the sparsifier '{sparsifier.name}' acts while training, and training.epochs is "
+                "0; set it to 1 or more, or take one that chooses by the network as it is, such as "
+                "magnitude or channels"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_function_has_epochs(self) -> Self:
         if self.training.factory is not None and self.training.epochs == 0:
             raise ValueError(

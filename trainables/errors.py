@@ -11,6 +11,10 @@ from slimfront.trainables.redaction import redact
 _MOST = 480
 """So many characters has a message at most; with the word `Error` before it, a line has less than
 500."""
+OF_USERS_CODE = (Exception, SystemExit)
+"""What code of a user's may raise: `sys.exit` in it, as in a script that is imported, ends nothing
+of ours."""
+
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -39,7 +43,7 @@ class TrialFailure(Exception):
     """
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Why a trial cannot go on, in one sentence: our own messages as they are, others with kind and
     place."""
     if isinstance(error, UserError | TrialFailure):

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from slimfront.trainables.errors import UserError
+from slimfront.trainables.errors import OF_USERS_CODE, UserError
 from slimfront.trainables.options import suggest
 
 
@@ -65,7 +65,7 @@ def import_module(name: str, path: str, what: str) -> ModuleType:
                 f"working directory {here}"
             ) from None
         raise UserError(f"{what} '{path}': its module cannot be imported: {error}") from error
-    except Exception as error:
+    except OF_USERS_CODE as error:
         raise UserError(
             f"{what} '{path}': its module cannot be imported: {type(error).__name__}: {error}"
         ) from error

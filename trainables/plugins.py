@@ -7,7 +7,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from types import ModuleType
 
-from slimfront.trainables.errors import UserError, first_line
+from slimfront.trainables.errors import OF_USERS_CODE, UserError, first_line
 from slimfront.trainables.importing import import_module
 
 GROUP = "slimfront.plugins"
@@ -36,7 +36,7 @@ def _load_installed() -> None:
     for point in entry_points(group=GROUP):
         try:
             importlib.import_module(point.value.partition(":")[0])
-        except Exception as error:
+        except OF_USERS_CODE as error:
             raise UserError(
                 f"the plug-in '{point.name}' ({point.value}), which is installed, cannot be "
                 f"imported: {type(error).__name__}: {first_line(error)}"

@@ -14,7 +14,7 @@ from ray import tune
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.data.factory import SESSION
 from slimfront.trainables.distributed.team import LostProcess, Team
-from slimfront.trainables.errors import UserError, reason
+from slimfront.trainables.errors import OF_USERS_CODE, UserError, reason
 from slimfront.trainables.gpu import take_share
 from slimfront.trainables.messages import NetworkReport, Report, TrialOrder
 from slimfront.trainables.models import MODELS
@@ -153,7 +153,7 @@ class CandidateTrainable(tune.Trainable):
         except _OF_THE_PROCESS:
             raise
         # The same would happen again: only what happens to a process is worth another try.
-        except Exception as error:
+        except OF_USERS_CODE as error:
             return Report(history, failure=reason(error)).as_result()
         return Report(
             history + finished.history,
@@ -181,7 +181,8 @@ class CandidateTrainable(tune.Trainable):
             self.training = self._start()
         except _OF_THE_PROCESS:
             raise
-        except Exception as error:  # told by the next step: raised here, it would be tried again
+        except OF_USERS_CODE as error:
+            # Told by the next step: raised here, it would be tried again.
             self.problem = reason(error)
 
     def cleanup(self) -> None:

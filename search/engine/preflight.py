@@ -2,6 +2,7 @@
 one step of each."""
 
 import logging
+import math
 from collections.abc import Mapping
 
 import torch
@@ -62,6 +63,7 @@ def preflight(config: Config) -> dict[str, float]:
         sizes |= data.task.evaluate(network, *data.validation, prepare=data.prepare)
         sizes |= measure_own(network, data, base.own_measures()) if base.own_measures() else {}
         _check_scales(base, sizes)
+        _say_what_is_no_number(config, sizes)
         check_penalties(config.varied_penalties(), network, sample)
         for candidate in config.rehearsed():
             rehearse(candidate)
@@ -93,6 +95,19 @@ def _say_what_is_unused(outputs: torch.Tensor, data: Dataset) -> None:
     unused = data.task.options.unused_outputs(outputs, data.head)
     if unused is not None:
         log.warning("%s", unused)
+
+
+def _say_what_is_no_number(config: Config, sizes: Mapping[str, float]) -> None:
+    """A metric that no trial may have a number for: trials without one fail."""
+    for name in config.objectives:
+        found = sizes.get(name, 0.0)
+        if not math.isfinite(found):
+            log.warning(
+                "the objective %s is %s for the untrained network; a trial in which it stays so "
+                "fails, so see that the metric gives a number on the validation split",
+                name,
+                found,
+            )
 
 
 def _check_scales(candidate: Candidate, sizes: Mapping[str, float]) -> None:

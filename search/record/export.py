@@ -23,7 +23,7 @@ from slimfront.trainables.models import built
 from slimfront.trainables.shipping import FORMATS, Format, Shipment, ship
 from slimfront.trainables.shipping.card import card
 from slimfront.trainables.shipping.network_file import read
-from slimfront.trainables.shipping.shipment import SearchedTimes, check_output
+from slimfront.trainables.shipping.shipment import SearchedTimes, card_beside
 from slimfront.trainables.shipping.shipped import shipped
 
 log = logging.getLogger(__name__)
@@ -58,8 +58,7 @@ def export(
         UserError: if there is no such search or network, its file is lost, or it cannot be written.
     """
     chosen = format_of(output, kind)
-    for path in (output, output.with_suffix(".md")):
-        check_output(path)
+    card_beside(output)
     config, result = read_result(*locate(search, storage_path))
     report = as_json(result)
     member = pick(report, wanted, min_quality)
@@ -82,9 +81,7 @@ def export_member(
         UserError: if its file is lost, or it cannot be written.
     """
     chosen = format_of(output, kind)
-    card_path = output.with_suffix(".md")
-    for path in (output, card_path):
-        check_output(path)
+    card_path = card_beside(output)
     network = read_member(config, point)
     base = config.candidate({})
     data = load_once(base.data, torch.device("cpu"), base.task)

@@ -26,7 +26,7 @@ from slimfront.trainables.post_training import Amount, check_criterion, pruned
 from slimfront.trainables.shipping import Shipment, ship
 from slimfront.trainables.shipping.card import card
 from slimfront.trainables.shipping.int8 import as_int8
-from slimfront.trainables.shipping.shipment import check_output
+from slimfront.trainables.shipping.shipment import card_beside
 from slimfront.trainables.shipping.stopwatch import Stopwatch
 from slimfront.trainables.structure.copying import copied
 
@@ -129,9 +129,7 @@ def compact_own(
     if amount is not None:
         check_criterion(amount, criterion)
     chosen = format_of(output, kind)
-    card_path = output.with_suffix(".md")
-    for file in (output, card_path):
-        check_output(file)
+    card_path = card_beside(output)
     base = load_sections(config, SECTIONS, overrides)
     if not base.compaction.enabled:
         raise UserError(

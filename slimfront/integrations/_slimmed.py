@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from slimfront.trainables.compaction import Compacted, Compaction
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.inputs import as_one, each
-from slimfront.trainables.training.slimming import Slimming
+from slimfront.trainables.training.slimming import Slimming, inner_optimizer
 
 
 class Slimmed:
@@ -33,7 +33,8 @@ class Slimmed:
         self.slim: Slimming | None = None
         self.resumed: Mapping[str, Any] | None = None
         """The state of a checkpoint, until training goes on from it."""
-        self.handle: RemovableHandle | None = None
+        self.handles: list[RemovableHandle] = []
+        """Of hooks on the network and the optimiser, to be taken off in the end."""
         self.added = False
         """Whether the penalties' loss is part of a loss that no backward pass has seen yet."""
 
@@ -42,7 +43,7 @@ class Slimmed:
     ) -> Slimming:
         """Has penalties and the sparsifier act, after each step of the optimiser."""
         self.end()
-        optimizer = getattr(optimizer, "optimizer", optimizer)  # of a wrapper
+        optimizer = inner_optimizer(optimizer)
         device = next(network.parameters()).device
         resumed = self.resumed
         restored = [copy.deepcopy(one.state_dict()) for one in (network, optimizer) if resumed]
@@ -60,7 +61,7 @@ class Slimmed:
             optimizer.load_state_dict(restored[1])
             slim.load_state_dict(resumed)
             self.resumed = None
-        self.handle = optimizer.register_step_post_hook(lambda *_: slim.after_step())
+        self.handles.append(optimizer.register_step_post_hook(lambda *_: slim.after_step()))
         self.slim = slim
         return slim
 
@@ -81,6 +82,7 @@ class Slimmed:
         """Between the backward pass and the optimiser's step."""
         assert self.slim is not None
         if self.added:
+            self.end()
             raise UserError(
                 f"the penalties' loss was added to the model's, and {trainer} has not used that: "
                 "it computes a loss of its own; give the penalties 'form: proximal', or add "
@@ -100,8 +102,8 @@ class Slimmed:
 
     def end(self) -> None:
         """Takes off the network and the optimiser what was attached."""
-        if self.handle is not None:
-            self.handle.remove()
-            self.handle = None
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
         if self.slim is not None:
             self.slim.close()

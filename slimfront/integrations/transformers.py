@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from slimfront.integrations._slimmed import Slimmed
 from slimfront.trainables.compaction import Compacted, Compaction
@@ -52,7 +51,6 @@ class SlimmingCallback(transformers.TrainerCallback):
             options: further ones of `slimfront.Slimming`: `targets`, `loss`, `seed`.
         """
         self.slimmed = Slimmed(inputs, penalties, sparsifier, {"output": output, **options})
-        self.handle: RemovableHandle | None = None
 
     def on_train_begin(
         self,
@@ -62,7 +60,6 @@ class SlimmingCallback(transformers.TrainerCallback):
         **given: Any,
     ) -> None:
         """Has penalties and the sparsifier act on the network."""
-        self._detach()  # after an interrupted training
         if state.global_step > 0:
             self.slimmed.resumed = _state_of(args, state)
         network: nn.Module = given["model"]
@@ -81,7 +78,7 @@ class SlimmingCallback(transformers.TrainerCallback):
                 made["loss"] = made["loss"] + (extra if divided else extra / parts)  # type: ignore[index]
             return made
 
-        self.handle = network.register_forward_hook(add_to_loss, with_kwargs=True)
+        self.slimmed.handles.append(network.register_forward_hook(add_to_loss, with_kwargs=True))
 
     def on_pre_optimizer_step(
         self,
@@ -113,13 +110,7 @@ class SlimmingCallback(transformers.TrainerCallback):
         **_given: Any,
     ) -> None:
         """Takes off what was attached."""
-        self._detach()
         self.slimmed.end()
-
-    def _detach(self) -> None:
-        if self.handle is not None:
-            self.handle.remove()
-            self.handle = None
 
     def compact(
         self,

@@ -149,8 +149,10 @@ def test_a_trainer_that_uses_another_loss_is_refused(tmp_path: Path) -> None:
             labels = inputs["labels"]
             return torch.nn.functional.cross_entropy(model(**inputs).logits, labels)
 
+    network = new()
     with pytest.raises(sf.UserError, match="the trainer has not used that"):
-        trainer(tmp_path, new(), callback(penalties=CKA), kind=LossOfItsOwn).train()
+        trainer(tmp_path, network, callback(penalties=CKA), kind=LossOfItsOwn).train()
+    assert not any(module._forward_hooks for module in network.modules())
 
 
 def test_a_trainer_that_takes_the_labels_away_is_refused(tmp_path: Path) -> None:

@@ -83,6 +83,14 @@ def test_other_formats_by_suffix_and_other_picks(export, finished: Finished, kin
     assert load(Path(f"small.{kind}"))(Digits().load().test.inputs[:2]).shape == (2, 10)
 
 
+def test_each_format_of_one_name_has_a_card_of_its_own(export, finished: Finished) -> None:  # type: ignore[no-untyped-def]
+    for kind in ("pt2", "safetensors"):
+        code, _, err = export("--output", f"small.{kind}")
+        assert code == 0, err
+    assert "small.pt2" in Path("small.md").read_text()
+    assert "small.safetensors" in Path("small.safetensors.md").read_text()
+
+
 def test_a_trial_by_name_and_int8(export, finished: Finished) -> None:  # type: ignore[no-untyped-def]
     member = finished[1].front[0]
     code, out, _ = export("--output", "network.onnx", "--pick", member.trial.label, "--int8")
@@ -142,6 +150,7 @@ def test_an_int8_network_of_a_search_is_measured_recorded_and_shipped_as_int8(
 def test_mistakes_get_one_sentence_exit_code_2_and_leave_nothing(export, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     Path("there.pt2").write_text("mine")
     Path("taken.md").write_text("mine")
+    Path("taken.pt2.md").write_text("mine")
     before = sorted(path.name for path in tmp_path.iterdir())
     for arguments, expected in [
         (
@@ -153,7 +162,7 @@ def test_mistakes_get_one_sentence_exit_code_2_and_leave_nothing(export, tmp_pat
             "no network of the front has validation accuracy 1.5 or larger; the best has",
         ),
         (("--output", "there.pt2"), "there.pt2 is there already; choose another name"),
-        (("--output", "taken.pt2"), "taken.md is there already"),
+        (("--output", "taken.pt2"), "taken.pt2.md is there already"),
         (("--output", "nowhere/x.pt2"), "there is no directory nowhere"),
         (("--output", "x.pkl"), "--output x.pkl: it ends in none of .pt2, .onnx, .safetensors"),
         (

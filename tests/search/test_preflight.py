@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 from slimfront.search.config.schema import Config
 from slimfront.search.engine.preflight import preflight
@@ -14,6 +14,18 @@ HERE = "tests.search.test_preflight"
 
 def wide(outputs: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, outputs))
+
+
+def never_a_number(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs.argmax(1) - targets).float().mean() * float("nan")
+
+
+def test_a_metric_that_is_no_number_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    metric = {"factory": f"{HERE}:never_a_number", "better": "smaller"}
+    with caplog.at_level(logging.WARNING):
+        preflight(config(10, metrics=[metric]))
+    (said,) = [message for message in caplog.messages if "objective" in message]
+    assert said.startswith("the objective val_never_a_number is nan for the untrained network; ")
 
 
 def config(outputs: int, **task: Any) -> Config:

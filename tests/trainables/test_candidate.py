@@ -28,6 +28,15 @@ def test_sparsity_must_be_in_zero_to_one(sparsity: float) -> None:
         Candidate.model_validate({"sparsifier": {"name": "magnitude", "sparsity": sparsity}})
 
 
+@pytest.mark.parametrize("name", ["rigl", "set", "granet", "lottery"])
+def test_what_chooses_while_training_is_refused_without_training(name: str) -> None:
+    tree = {"sparsifier": {"name": name, "sparsity": 0.5}, "training": {"epochs": 0}}
+    with pytest.raises(ValidationError, match=f"'{name}' acts while training"):
+        Candidate.model_validate(tree)
+    tree["sparsifier"] = {"name": "magnitude", "sparsity": 0.5}
+    Candidate.model_validate(tree)
+
+
 @pytest.mark.parametrize(("penalty", "least"), [("cka", 4), ("aug_cka", 2)])
 def test_a_batch_too_small_for_a_penalty_is_refused(penalty: str, least: int) -> None:
     tree: dict[str, Any] = {

@@ -65,6 +65,7 @@ def test_what_is_not_there_or_cannot_be_called_is_refused(path: str, message: st
             "cannot be imported: No module named 'no_such_module_anywhere'",
         ),
         ("def f(:\n", "cannot be imported: SyntaxError"),
+        ("import sys\nsys.exit(2)\n", "cannot be imported: SystemExit: 2"),
     ],
 )
 def test_a_module_that_fails_is_told_from_one_that_is_missing(

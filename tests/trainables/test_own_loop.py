@@ -46,6 +46,14 @@ def test_it_may_return_before_its_last_epoch() -> None:
     assert len(made.history) == 2
 
 
+def test_it_may_exit_without_an_error() -> None:
+    training = OwnTraining(candidate("leaves", training={"args": {"code": 0}}))
+    while not training.done:
+        training.run_epoch()
+    assert training.epoch == 1
+    training.close()
+
+
 def test_an_average_of_the_weights_may_be_reported_as_torch_wraps_it() -> None:
     """What is kept of the network has the names of the network."""
     wanted = candidate("whole_average", compaction={"enabled": False})
@@ -92,6 +100,7 @@ def test_it_resumes_bit_exactly(tmp_path: Path) -> None:
         ("diverges", {}, "diverged: train_loss is nan in epoch 1"),
         ("not_plain", {}, "state is no tensors and plain data"),
         ("says_words", {}, "a metric is a number, and 'note' is 'hello' (str)"),
+        ("leaves", {"training": {"args": {"code": 3}}}, "SystemExit: 3 (loops.py, line"),
         ("nowhere", {}, "training factory 'tests.trainables.loops:nowhere'"),
     ],
 )

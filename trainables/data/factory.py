@@ -32,7 +32,7 @@ from slimfront.trainables.data.loaders import is_torch_data, read_all
 from slimfront.trainables.data.normalise import is_image, stored_type
 from slimfront.trainables.data.tensor_file import Allocator, in_process
 from slimfront.trainables.data.transforms import channel_statistics
-from slimfront.trainables.errors import UserError, first_few
+from slimfront.trainables.errors import OF_USERS_CODE, UserError, first_few
 from slimfront.trainables.importing import import_by_path
 from slimfront.trainables.inputs import Several, described, each, shape_of_one, tensors
 from slimfront.trainables.tasks import Task
@@ -121,7 +121,7 @@ class Factory(Data):
             return function(**arguments)
         except UserError:
             raise
-        except Exception as error:
+        except OF_USERS_CODE as error:
             kind = type(error).__name__
             raise UserError(f"data factory '{self.factory}' raised {kind}: {error}") from error
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
 
-from slimfront.trainables.errors import UserError, first_line
+from slimfront.trainables.errors import OF_USERS_CODE, UserError, first_line
 
 _BATCH = 256
 _TRIES = 8
@@ -80,7 +80,7 @@ def _read_all(given: Any, what: str, ignore: int | None) -> tuple[Any, Any]:
         return together, _stacked_targets(targets, what, ignore)
     except UserError:
         raise
-    except Exception as error:
+    except OF_USERS_CODE as error:
         kind = type(error).__name__
         reason = first_line(error)
         if "equal size" in reason:  # torch's words, of examples that make no batch

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, JsonValue
 
-from slimfront.trainables.errors import TrialFailure, first_line
+from slimfront.trainables.errors import OF_USERS_CODE, TrialFailure, first_line
 from slimfront.trainables.importing import import_by_path
 from slimfront.trainables.measures.described import KNOWN, Measure
 from slimfront.trainables.options import Options, suggest
@@ -91,7 +91,7 @@ class OwnMeasure(Options):
         function = self.function()
         try:
             found = float(function(*seen, **copy.deepcopy(self.args)))
-        except Exception as error:
+        except OF_USERS_CODE as error:
             raise TrialFailure(
                 f"the measure '{self.name}' ({self.factory}) raised {type(error).__name__}: "
                 f"{first_line(error)}"

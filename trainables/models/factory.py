@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, JsonValue
 from torch import nn
 
-from slimfront.trainables.errors import UserError
+from slimfront.trainables.errors import OF_USERS_CODE, UserError
 from slimfront.trainables.importing import import_by_path
 from slimfront.trainables.models.base import MODELS, Model
 
@@ -28,7 +28,7 @@ class Factory(Model):
         function = import_by_path(self.factory, "model factory")
         try:
             network = function(**copy.deepcopy(self.args))
-        except Exception as error:
+        except OF_USERS_CODE as error:
             raise UserError(
                 f"model factory '{self.factory}' raised {type(error).__name__}: {error}"
             ) from error

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from slimfront.trainables.data.loaders import pair
 from slimfront.trainables.depth.base import Batch
-from slimfront.trainables.errors import UserError, first_line
+from slimfront.trainables.errors import OF_USERS_CODE, UserError, first_line
 from slimfront.trainables.inputs import Call, Several, each, joined, shape_of_one, tensors
 from slimfront.trainables.models import adapted
 from slimfront.trainables.tasks.evaluating import evaluating
@@ -124,7 +124,7 @@ def check_runs(network: nn.Module, batches: list[Batch]) -> None:
     try:
         with evaluating(network), torch.no_grad():
             network(batches[0].inputs)
-    except Exception as error:  # of the user's code
+    except OF_USERS_CODE as error:  # of the user's code
         raise UserError(
             f"prune: the network cannot be run on the batches: {type(error).__name__}: "
             f"{first_line(error)}"

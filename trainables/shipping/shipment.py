@@ -162,6 +162,21 @@ def check_output(path: Path) -> None:
         raise UserError(f"cannot write to {folder}: permission denied")
 
 
+def card_beside(output: Path) -> Path:
+    """Where the card of a file goes: the same name with .md, or, where another format of the same
+    name has its card there, with .md behind the whole name.
+
+    Raises:
+        UserError: if the file or its card cannot be written, or is there already.
+    """
+    check_output(output)
+    card = output.with_suffix(".md")
+    if card.exists():
+        card = output.with_name(f"{output.name}.md")
+    check_output(card)
+    return card
+
+
 @torch.no_grad()
 def _outputs(network: nn.Module, inputs: Tensor) -> Tensor:
     made = [network(batch) for batch in inputs.split(reload.BATCH)]

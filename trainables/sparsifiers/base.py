@@ -3,7 +3,7 @@ when they change."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -151,6 +151,10 @@ class Sparsifier(Options):
     """Options of a sparsifier. `exclude` names layers that stay dense: `first`, `last`, or by name.
     Biases are never dropped."""
 
+    needs_training: ClassVar[bool] = False
+    """Whether it chooses by what happens in a training, so that it cannot act on a network that is
+    not trained."""
+
     name: str
     exclude: tuple[str, ...] = ()
 
@@ -281,8 +285,18 @@ class ActiveSparsifier:
         return {"masks": masks, "generator": random_state}
 
     def load_state_dict(self, state: State) -> None:
-        """Continues bit-exactly where `state_dict` was taken."""
+        """Continues bit-exactly where `state_dict` was taken.
+
+        Raises:
+            KeyError, ValueError: if it has other masks than this one; nothing is changed then.
+        """
         masks = state["masks"]
+        for name, mask in self.masks.items():
+            if masks[name].shape != mask.shape:
+                raise ValueError(
+                    f"the mask of '{name}' is {tuple(masks[name].shape)}, and the weight "
+                    f"{tuple(mask.shape)}"
+                )
         for name, mask in self.masks.items():
             mask.copy_(masks[name])
         random_state = state["generator"]

@@ -8,7 +8,7 @@ the same two ways as RigL here: the optimiser's step is always taken, and the ba
 counts.
 """
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -28,6 +28,8 @@ class GraNet(Scheduled):
     `uniform` and `erk` hold the densities of the layers throughout. A target below
     `initial_sparsity` starts at the target.
     """
+
+    needs_training: ClassVar[bool] = True
 
     name: Literal["granet"] = "granet"
     every: int = Field(50, ge=1)

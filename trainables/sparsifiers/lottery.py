@@ -8,7 +8,7 @@ training, so that a ticket costs as much as any other candidate, and that `spars
 `rounds` equal factors instead of 20 % a round.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -33,6 +33,8 @@ class LotteryTicket(TargetSparsifier):
     `rewind` is the share of the first of them to whose end the weights are set back (0: the initial
     weights). The schedule of the learning rate is gone through in each, from there on.
     """
+
+    needs_training: ClassVar[bool] = True
 
     name: Literal["lottery"] = "lottery"
     densities: Densities = "global"

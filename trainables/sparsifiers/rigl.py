@@ -8,7 +8,7 @@ optimiser's step is taken in steps with an update too, and the batch whose gradi
 one just trained on.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -81,6 +81,8 @@ class GradientGrowth(RandomStart):
 class RigL(Scheduled):
     """RigL: every `every` steps (ΔT) until `end`, the share `drop` (α, decaying on a cosine) of
     each layer's weights moves."""
+
+    needs_training: ClassVar[bool] = True
 
     name: Literal["rigl"] = "rigl"
     densities: LayerDensities = "erk"

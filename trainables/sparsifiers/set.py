@@ -8,7 +8,7 @@ count kernels too, and that updates end before training does, so that the last g
 trained.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -26,6 +26,8 @@ class SET(Scheduled):
 
     New weights are drawn normally, with the standard deviation of the layer's initial weights.
     """
+
+    needs_training: ClassVar[bool] = True
 
     name: Literal["set"] = "set"
     densities: LayerDensities = "erk"

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, JsonValue, field_validator
 from torch import Tensor
 
-from slimfront.trainables.errors import UserError, first_line
+from slimfront.trainables.errors import OF_USERS_CODE, UserError, first_line
 from slimfront.trainables.importing import import_by_path
 from slimfront.trainables.options import Options, Registry, suggest
 from slimfront.trainables.tasks.active import ActiveTask, Criterion
@@ -283,7 +283,7 @@ class Task(Options):
         def criterion(outputs: Tensor, targets: Tensor) -> Tensor:
             try:
                 found: Tensor = function(self.as_given(outputs), targets, **args)
-            except Exception as error:
+            except OF_USERS_CODE as error:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
                 raise UserError(

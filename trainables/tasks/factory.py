@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, JsonValue, ValidationError
 
-from slimfront.trainables.errors import UserError, first_line
+from slimfront.trainables.errors import OF_USERS_CODE, UserError, first_line
 from slimfront.trainables.importing import import_by_path
 from slimfront.trainables.tasks.base import TASKS, FunctionOptions, Task
 from slimfront.trainables.tasks.metrics import Described, MetricOptions
@@ -46,7 +46,7 @@ class TaskFactory(Task):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             raise UserError(f"task factory '{self.factory}': {first['msg']}") from None
-        except Exception as error:
+        except OF_USERS_CODE as error:
             raise UserError(
                 f"task factory '{self.factory}' raised {type(error).__name__}: {first_line(error)}"
             ) from error

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 from torch import Tensor
 
-from slimfront.trainables.errors import UserError, first_line, shorten
+from slimfront.trainables.errors import OF_USERS_CODE, UserError, first_line, shorten
 from slimfront.trainables.importing import import_by_path
 from slimfront.trainables.options import Options
 
@@ -126,7 +126,7 @@ class OfFunction(Whole):
         targets = torch.cat(self.targets)
         try:
             given = self.function(outputs, targets)
-        except Exception as error:
+        except OF_USERS_CODE as error:
             kind = type(error).__name__
             reason = first_line(error)
             raise UserError(f"the metric '{self.name}' raised {kind}: {reason}") from error

@@ -238,6 +238,9 @@ class OwnTraining(Training):
                 self.function(Trial(self), **self.asked.training.args)
         except Stopped:
             pass
+        except SystemExit as leaving:
+            if leaving.code:
+                self.error = leaving
         except BaseException as error:
             self.error = error
         self.ended = True

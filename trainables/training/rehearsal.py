@@ -15,6 +15,7 @@ from slimfront.trainables.data.look import looked_at
 from slimfront.trainables.data.text import MASK, trimmed
 from slimfront.trainables.depth import shallower
 from slimfront.trainables.errors import (
+    OF_USERS_CODE,
     TrialFailure,
     UserError,
     first_few,
@@ -479,7 +480,7 @@ def _naming(model: nn.Module | None, problem: str, advice: str = "") -> Iterator
         yield
     except (UserError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except OF_USERS_CODE as error:
         said = first_line_of(str(error))
         if not isinstance(error, TrialFailure):
             said = f"{type(error).__name__}: {said}"

@@ -332,6 +332,66 @@ def test_a_continued_loop_equals_an_uninterrupted_one() -> None:
         assert torch.equal(mine, theirs)
 
 
+@pytest.mark.parametrize("change", ["shape", "name"])
+def test_a_state_that_does_not_fit_changes_nothing(change: str) -> None:
+    network = perceptron()
+    asked = {"name": "magnitude", "sparsity": 0.5}
+    slim = sf.Slimming(network, adam(network), INPUTS, steps=10, sparsifier=asked)
+    run(network, slim.optimizer, slim, 10)
+    assert slim.sparsifier is not None
+    before = {name: mask.clone() for name, mask in slim.sparsifier.masks.items()}
+    state = copy.deepcopy(slim.state_dict())
+    masks = state["sparsifier"]["masks"]
+    *_, last = masks
+    for mask in masks.values():
+        mask.logical_not_()
+    mask = masks.pop(last)
+    if change == "shape":
+        masks[last] = mask[:1]
+    with pytest.raises(sf.UserError, match="the state is of another network"):
+        slim.load_state_dict(state)
+    for name, mask in slim.sparsifier.masks.items():
+        assert torch.equal(mask, before[name])
+
+
+@pytest.mark.parametrize("mistake", ["another optimizer", "each half of a batch", "each epoch"])
+def test_steps_that_after_step_does_not_see_are_told_of(
+    mistake: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = perceptron()
+    optimizer = adam(network)
+    slim = sf.Slimming(
+        network, optimizer, INPUTS, steps=60, sparsifier={"name": "magnitude", "sparsity": 0.5}
+    )
+    if mistake == "another optimizer":
+        optimizer = adam(network)
+    for number in range(60):
+        network(INPUTS).square().mean().backward()
+        if mistake != "each half of a batch" or number % 4 == 3:
+            optimizer.step()
+        if mistake != "each epoch" or number % 10 == 9:
+            slim.after_step()
+    slim.compact()
+    (said,) = [message for message in caplog.messages if "after_step was called" in message]
+    assert "call after_step once after each step of it" in said
+    slim.close()
+    assert not slim.optimizer._optimizer_step_post_hooks
+
+
+def test_a_loop_as_documented_says_nothing_of_its_steps(caplog: pytest.LogCaptureFixture) -> None:
+    network = perceptron()
+    slim = sf.Slimming(
+        network,
+        adam(network),
+        INPUTS,
+        steps=60,
+        sparsifier={"name": "magnitude", "sparsity": 0.5},
+    )
+    run(network, slim.optimizer, slim, 60)
+    slim.compact()
+    assert not [message for message in caplog.messages if "after_step" in message]
+
+
 def test_nothing_is_left_behind() -> None:
     network = perceptron()
     kept: list[object] = []

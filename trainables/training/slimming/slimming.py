@@ -7,156 +7,43 @@ after it come the proximal steps of the penalties, and then the masks.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from numbers import Integral
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import torch
-import torch.distributed as dist
-from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Tensor, nn
 
 from slimfront.trainables.compaction import Compacted, Compaction, compact
-from slimfront.trainables.data import Split
 from slimfront.trainables.errors import UserError, first_few
-from slimfront.trainables.inputs import Several, as_one, each
+from slimfront.trainables.inputs import Several, as_one
 from slimfront.trainables.models.adapted import as_called_with, in_order_of_forward
-from slimfront.trainables.options import Options, validated
-from slimfront.trainables.penalties import PENALTIES, ActivePenalty, Penalty
-from slimfront.trainables.penalties.base import ActiveGroups, GroupPenalty, StepSizes
+from slimfront.trainables.options import validated
+from slimfront.trainables.penalties import Penalty
+from slimfront.trainables.penalties.base import ActiveGroups, GroupPenalty
 from slimfront.trainables.penalties.cka import ActiveFeatures
 from slimfront.trainables.penalties.features import remove_hooks
 from slimfront.trainables.penalties.relative import absolute
 from slimfront.trainables.shipping.shipped import ByArguments
-from slimfront.trainables.sparsifiers import SPARSIFIERS, ActiveSparsifier, Setting, Sparsifier
-from slimfront.trainables.sparsifiers.base import out_of_reach
+from slimfront.trainables.sparsifiers import ActiveSparsifier, Setting, Sparsifier
 from slimfront.trainables.structure.copying import copied
-from slimfront.trainables.structure.tracing.trace import traced_once
 from slimfront.trainables.training.optimizers import check_optimizer, step_sizes
-
-Loss = Callable[[Any, Any], Tensor]
-Examples = Callable[[int], Split]
-"""Gives so many examples."""
+from slimfront.trainables.training.slimming.acting import Acting, Asked
+from slimfront.trainables.training.slimming.arguments import (
+    Loss,
+    beside,
+    broadcast,
+    check_arguments,
+    examples_of,
+    inner_optimizer,
+    loss_of,
+    per_epoch,
+    shapes,
+    unwrapped,
+)
+from slimfront.trainables.training.slimming.what_acts import RisingRate, WhatActs
 
 log = logging.getLogger(__name__)
-
-
-class Asked(Options):
-    """What is to act on a network: penalties by name, and a sparsifier, as in a config."""
-
-    penalties: Annotated[
-        dict[str, SerializeAsAny[Penalty]], BeforeValidator(PENALTIES.parse_mapping)
-    ] = Field(default_factory=dict)
-    sparsifier: (
-        SerializeAsAny[Annotated[Sparsifier, BeforeValidator(SPARSIFIERS.parse_named)]] | None
-    ) = None
-
-
-class Acting:
-    """The penalties and the sparsifier of one network, which count no steps themselves: what all
-    training loops share."""
-
-    def __init__(
-        self, asked: Asked, network: nn.Module, sample: Tensor, setting: Setting | None
-    ) -> None:
-        """`network` takes `sample` (N, …) as its one argument; without a `setting` there is no
-        sparsifier.
-
-        Raises:
-            UserError: if what is asked for has nothing to act on, or cannot be done.
-        """
-        self.penalty_options = [options for options in asked.penalties.values() if options.on]
-        self.penalties: list[ActivePenalty] = []
-        self.sparsifier: ActiveSparsifier | None = None
-        sparsifier = asked.sparsifier
-        try:
-            with traced_once():
-                for options in self.penalty_options:
-                    active = options.attach(network, sample)
-                    self.penalties.append(active)
-            if setting is not None and sparsifier is not None and sparsifier.on:
-                self.sparsifier = sparsifier.attach(setting)
-        except BaseException:
-            self.close()
-            raise
-
-    def watch(self, step: int, epoch: float) -> None:
-        """Tells the penalties which step comes: called before its forward pass."""
-        pairs = zip(self.penalties, self.penalty_options, strict=True)
-        for penalty, options in pairs:
-            scale = options.scale(epoch)
-            penalty.before_batch(step, scale)
-
-    def losses(self) -> list[Tensor]:
-        """What the penalties add to the loss after a forward pass, a scalar each."""
-        found = []
-        for penalty in self.penalties:
-            value = penalty.loss()
-            if value is not None:
-                found.append(value)
-        return found
-
-    def before_step(self, step: int) -> None:
-        """Between the backward pass and the optimiser's step."""
-        if self.sparsifier is not None:
-            self.sparsifier.before_step(step)
-
-    def after_step(self, step: int, sizes: StepSizes) -> None:
-        """After the optimiser's step: proximal steps, then masks."""
-        for penalty in self.penalties:
-            if isinstance(penalty, ActiveGroups):
-                penalty.proximal_of_each(sizes)
-            else:
-                penalty.proximal(sizes.largest)
-        if self.sparsifier is not None:
-            self.sparsifier.after_step(step)
-
-    def close(self) -> None:
-        """Takes the penalties' hooks off the network."""
-        for penalty in self.penalties:
-            penalty.close()
-
-
-class _Rise:
-    """How far the learning rate rises above what it was when strengths were made relative to it, as
-    in a warm-up: they act so many times as strongly then."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, penalties: Mapping[str, Penalty]) -> None:
-        self.optimizer = optimizer
-        self.names = []
-        for name, options in penalties.items():
-            if isinstance(options, GroupPenalty) and options.relative and options.on:
-                self.names.append(f"'{name}'")
-        self.first = self._highest()
-
-    def _highest(self) -> float:
-        """The highest learning rate of those that are plain numbers; of those that a schedule
-        begins with where all are 0, as in a warm-up."""
-        groups = self.optimizer.param_groups
-        rates = [group["lr"] for group in groups]
-        if not any(rates):
-            rates = [group.get("initial_lr", 0.0) for group in groups]
-        return max((float(rate) for rate in rates if not isinstance(rate, Tensor)), default=0.0)
-
-    def say_if_far(self) -> None:
-        """Warns, once, where the learning rate is more than twice what it was."""
-        if not self.names:
-            return
-        now = self._highest()
-        if now <= 2 * self.first:
-            return
-        log.warning(
-            "the learning rate has risen from %g to %g since Slimming was made, and the strength "
-            "of %s is relative to steps as long as they were then, so that it acts up to %.3g "
-            "times as strongly; make Slimming while the optimizer has the mean learning rate of "
-            "the training, or give strengths that are not relative",
-            self.first,
-            now,
-            " and ".join(self.names),
-            now / self.first if self.first else float("inf"),
-        )
-        self.names = []
 
 
 class Slimming(AbstractContextManager["Slimming"]):
@@ -225,19 +112,17 @@ class Slimming(AbstractContextManager["Slimming"]):
         asked = validated(
             Asked, {"penalties": penalties or {}, "sparsifier": sparsifier}, "Slimming"
         )
-        while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-            # Of a wrapper, such as Accelerate's.
-            optimizer = optimizer.optimizer  # type: ignore[attr-defined]
-        _check_arguments(network, optimizer, steps)
+        optimizer = inner_optimizer(optimizer)
+        check_arguments(network, optimizer, steps)
         self.steps = steps
-        self.steps_per_epoch = _per_epoch(asked, steps_per_epoch)
+        self.steps_per_epoch = per_epoch(asked, steps_per_epoch)
         self.optimizer = optimizer
         self.network = unwrapped(network)
         check_optimizer(optimizer, self.network, asked.penalties)
         self.output = output
         sample = as_one(inputs)
         view = as_called_with(self.network, sample, output)
-        self._rise = _Rise(optimizer, asked.penalties)
+        self._rise = RisingRate(optimizer, asked.penalties)
         self._relative = {
             name
             for name, options in asked.penalties.items()
@@ -250,20 +135,21 @@ class Slimming(AbstractContextManager["Slimming"]):
             optimizer=optimizer,
             total_steps=steps,
             seed=seed,
-            examples=_examples(sample, targets),
-            loss=_loss_of(loss, targets),
-            broadcast_from_rank0=_broadcast,
+            examples=examples_of(sample, targets),
+            loss=loss_of(loss, targets),
+            broadcast_from_rank0=broadcast,
             trained=trained,
         )
         self.acting = Acting(asked, view, sample, setting)
         self.step = 0
         self._asked = asked
         self._sample = sample
-        self._parameters = dict(self.network.named_parameters())
-        self._unseen: set[str] = set()
-        self._loss_was_asked = False
         self._copy: tuple[nn.Module, Acting] | None = None
-        self._check_what_acts()
+        try:
+            self._what_acts = WhatActs(asked, self.network, optimizer, self.acting)
+        except UserError:
+            self.acting.close()
+            raise
         for penalty in self.acting.penalties:
             if isinstance(penalty, ActiveFeatures):
                 # A network that is compiled later keeps the hooks that it has at its first run.
@@ -299,18 +185,12 @@ class Slimming(AbstractContextManager["Slimming"]):
     @property
     def targets(self) -> dict[str, int]:
         """On how many groups of weights, or stages of layers, each penalty acts."""
-        penalties = self._asked.penalties
-        names = [name for name, options in penalties.items() if options.on]
-        targets = {}
-        for name, penalty in zip(names, self.acting.penalties, strict=True):
-            targets[name] = penalty.targets
-        return targets
+        return self._what_acts.targets
 
     def loss(self) -> Tensor:
         """What the penalties add to the loss of the batch that the network has just seen: a scalar,
         0 where none acts by its gradient."""
-        self._loss_was_asked = True
-        self._say_if_unseen()
+        self._what_acts.loss_asked()
         found = self.acting.losses()
         # The next part of a batch, where gradients are accumulated, is looked at too.
         self._watch()
@@ -329,6 +209,7 @@ class Slimming(AbstractContextManager["Slimming"]):
         applies the masks."""
         self.acting.after_step(self.step, step_sizes(self.optimizer))
         self._rise.say_if_far()
+        self._what_acts.steps.called()
         self.step += 1
         self._watch()
 
@@ -351,7 +232,7 @@ class Slimming(AbstractContextManager["Slimming"]):
         twin = unwrapped(other)
         own = dict(self.network.named_parameters())
         theirs = dict(twin.named_parameters())
-        if _shapes(own) != _shapes(theirs):
+        if shapes(own) != shapes(theirs):
             raise UserError(
                 "Slimming.apply_to: the parameters of the network given are others than those of "
                 "the network in training; give a copy of it"
@@ -372,7 +253,7 @@ class Slimming(AbstractContextManager["Slimming"]):
             known, acting = self._copy
             if known is twin:
                 return acting
-        sample = _beside(self._sample, twin)
+        sample = beside(self._sample, twin)
         view = as_called_with(twin, sample, self.output)
         acting = Acting(self._asked, view, sample, None)
         self._copy = twin, acting
@@ -405,7 +286,7 @@ class Slimming(AbstractContextManager["Slimming"]):
         """
         if isinstance(options, Mapping):
             options = validated(Compaction, options, "Slimming")
-        self._say_if_early()
+        self._what_acts.before_compaction(self.step, self.steps)
         given = self._sample
         if inputs is not None:
             given = as_one(inputs)
@@ -415,7 +296,7 @@ class Slimming(AbstractContextManager["Slimming"]):
         twin = copied(whole)
         remove_hooks(twin)
         self._zero_again(twin)
-        given = _beside(given, twin)
+        given = beside(given, twin)
         view = as_called_with(twin, given, self.output)
         made = compact(view, given, options)
         if not isinstance(given, Several):
@@ -477,9 +358,11 @@ class Slimming(AbstractContextManager["Slimming"]):
                 "one has none"
             )
         if self.sparsifier is not None:
+            own = self.sparsifier.state_dict()
             try:
                 self.sparsifier.load_state_dict(masks)
             except (KeyError, RuntimeError, ValueError) as error:
+                self.sparsifier.load_state_dict(own)
                 raise UserError(
                     "Slimming.load_state_dict: the state is of another network, or of another "
                     f"sparsifier ({type(error).__name__}: {error})"
@@ -497,8 +380,7 @@ class Slimming(AbstractContextManager["Slimming"]):
             before = penalties[name]
             penalties[name] = before.model_copy(update=dict(own))
         self._asked = asked.model_copy(update={"penalties": penalties})
-        pairs = zip(self.targets, self.acting.penalties, strict=True)
-        for name, penalty in pairs:
+        for name, penalty in self._what_acts.penalties.items():
             options = penalties[name]
             if isinstance(penalty, ActiveGroups) and isinstance(options, GroupPenalty):
                 penalty.options = options
@@ -507,6 +389,7 @@ class Slimming(AbstractContextManager["Slimming"]):
         """Takes everything off the network that was attached to it; its weights stay as they
         are."""
         self.acting.close()
+        self._what_acts.close()
         if self._copy is not None:
             self._copy[1].close()
             self._copy = None
@@ -520,190 +403,3 @@ class Slimming(AbstractContextManager["Slimming"]):
     def _watch(self) -> None:
         epoch = self.step / self.steps_per_epoch
         self.acting.watch(self.step, epoch)
-
-    def _check_what_acts(self) -> None:
-        """Refuses penalties without a target, and names what is left alone."""
-        try:
-            self._refuse_idle()
-        except UserError:
-            self.close()
-            raise
-        for name, options in self._asked.penalties.items():
-            if not options.on:
-                log.warning("penalties.%s does nothing: its strength is 0", name)
-        asked = self._asked.sparsifier
-        if asked is not None and not asked.on:
-            log.warning("the sparsifier does nothing: its sparsity is 0")
-        dense = out_of_reach(self.network)
-        if self.sparsifier is not None and dense:
-            log.warning(
-                "%s weights stay dense, whatever the sparsity: no sparsifier acts on %s",
-                f"{sum(dense.values()):,}",
-                first_few([f"'{name}'" for name in dense]),
-            )
-
-    def _refuse_idle(self) -> None:
-        sizes = step_sizes(self.optimizer)
-        for name, penalty in zip(self.targets, self.acting.penalties, strict=True):
-            if penalty.targets == 0:
-                problem = self._asked.penalties[name].nothing_to_do
-                raise UserError(f"penalties.{name}: {problem}; leave it out")
-            if not isinstance(penalty, ActiveGroups):
-                continue
-            frozen = penalty.not_trained(sizes)
-            if len(frozen) == penalty.targets:
-                raise UserError(
-                    f"penalties.{name}: all that it acts on is not trained: it requires no "
-                    "gradient, or is in no parameter group of the optimiser; leave it out"
-                )
-            if frozen:
-                log.warning(
-                    "penalties.%s leaves alone what is not trained: %s",
-                    name,
-                    first_few([f"'{group}'" for group in frozen]),
-                )
-
-    def _say_if_unseen(self) -> None:
-        for name, penalty in zip(self.targets, self.acting.penalties, strict=True):
-            if not isinstance(penalty, ActiveFeatures) or name in self._unseen:
-                continue
-            if penalty.features.watching and not penalty.features.kept:
-                self._unseen.add(name)
-                log.warning(
-                    "penalties.%s has seen no features of this batch: call loss() after a forward "
-                    "pass with gradients, and make Slimming before a compiled network is first run",
-                    name,
-                )
-
-    def _say_if_early(self) -> None:
-        now = dict(self.network.named_parameters())
-        replaced = [
-            f"'{name}'" for name, own in self._parameters.items() if now.get(name) is not own
-        ]
-        if replaced:
-            log.warning(
-                "parameters were replaced after Slimming was made, and nothing acts on the new "
-                "ones; make Slimming when the network has the parameters that are trained: %s",
-                first_few(replaced),
-            )
-        if self.step == 0 and self.targets:
-            log.warning(
-                "penalties have done nothing: after_step was never called; call it after each step "
-                "of the optimizer"
-            )
-        elif not self._loss_was_asked and self.acting.losses():
-            log.warning("penalties have done nothing by their gradient: loss() was never called")
-        if self.sparsifier is None or self.step >= self.steps:
-            return
-        left = [step for step in range(self.step, self.steps) if self.sparsifier.due(step)]
-        if left:
-            log.warning(
-                "the sparsifier is not at its target: %d of %d steps were taken, and it changes "
-                "its masks until step %d",
-                self.step,
-                self.steps,
-                left[-1] + 1,
-            )
-
-
-def unwrapped(network: nn.Module) -> nn.Module:
-    """The network within DistributedDataParallel, torch.compile or AveragedModel."""
-    while True:
-        inner = getattr(network, "_orig_mod", None)
-        if isinstance(network, _WRAPPERS):
-            inner = network.module
-        if not isinstance(inner, nn.Module):
-            return network
-        network = inner
-
-
-_WRAPPERS = (
-    nn.parallel.DistributedDataParallel,
-    nn.DataParallel,
-    torch.optim.swa_utils.AveragedModel,
-)
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in tensors.items()}
-
-
-def _check_arguments(network: object, optimizer: object, steps: object) -> None:
-    """Raises UserError for what is something else than it should be."""
-    if not isinstance(network, nn.Module):
-        raise UserError(f"Slimming: the network is a {_kind(network)}; give a torch.nn.Module")
-    if not hasattr(optimizer, "param_groups"):
-        raise UserError(
-            f"Slimming: the optimizer is a {_kind(optimizer)}; give the torch.optim.Optimizer that "
-            "trains the network"
-        )
-    if isinstance(steps, bool) or not isinstance(steps, Integral) or int(steps) < 1:
-        raise UserError(
-            f"Slimming: steps is {steps!r}; it must be the optimiser steps to come, a whole number "
-            "from 1"
-        )
-
-
-def _kind(given: object) -> str:
-    if isinstance(given, type):
-        return f"class, {given.__name__}"
-    return type(given).__name__
-
-
-def _beside(inputs: Tensor, network: nn.Module) -> Tensor:
-    """The inputs on the device of a network."""
-    device = next(network.parameters()).device
-    return each(inputs, lambda tensor: tensor.to(device))
-
-
-def _per_epoch(asked: Asked, steps_per_epoch: int | None) -> int:
-    """How many steps an epoch has, for penalties that rise over epochs."""
-    rising = []
-    for name, options in asked.penalties.items():
-        rises = options.warmup or options.ramp
-        if options.on and rises:
-            rising.append(name)
-    if steps_per_epoch is None and rising:
-        raise UserError(
-            f"Slimming: penalties.{rising[0]} has a warmup or ramp, which is in epochs; give "
-            "steps_per_epoch"
-        )
-    if steps_per_epoch is not None and steps_per_epoch < 1:
-        raise UserError(f"Slimming: steps_per_epoch is {steps_per_epoch}; it must be at least 1")
-    return steps_per_epoch or 1
-
-
-def _examples(sample: Tensor, targets: Tensor | None) -> Examples:
-    def examples(count: int) -> Split:
-        inputs = sample[:count]
-        if targets is not None:
-            wanted = targets[:count]
-            return Split(inputs, wanted)
-        size = len(inputs)
-        none = torch.zeros(size, dtype=torch.int64)
-        return Split(inputs, none)
-
-    return examples
-
-
-def _loss_of(loss: Loss | None, targets: Tensor | None) -> Loss:
-    if loss is not None and targets is not None:
-        return loss
-
-    def missing(_outputs: Any, _targets: Any) -> Tensor:
-        raise UserError(
-            "Slimming: the sparsifier looks at the loss before training; give the targets of the "
-            "inputs, and the loss"
-        )
-
-    return missing
-
-
-def _broadcast(given: Iterable[Tensor]) -> None:
-    """Gives all processes of a training the tensors of the first."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return
-    for tensor in given:
-        as_bytes = tensor.to(torch.uint8)
-        dist.broadcast(as_bytes, src=0)
-        tensor.copy_(as_bytes)

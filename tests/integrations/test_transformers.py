@@ -184,3 +184,54 @@ def test_a_checkpoint_without_its_state_is_refused(tmp_path: Path) -> None:
     (folder / FILE).unlink()
     with pytest.raises(sf.UserError, match=rf"there is no {FILE} in"):
         trainer(tmp_path, new(), callback(), **options).train(resume_from_checkpoint=str(folder))
+
+
+KINDS: dict[str, tuple[str, dict[str, int]]] = {
+    "BertForTokenClassification": ("BertConfig", {"intermediate_size": 32}),
+    "GPT2LMHeadModel": ("GPT2Config", {"n_positions": 32}),
+    "DistilBertForTokenClassification": ("DistilBertConfig", {"hidden_dim": 32}),
+    "LlamaForCausalLM": ("LlamaConfig", {"intermediate_size": 32}),
+    "RobertaForTokenClassification": ("RobertaConfig", {"intermediate_size": 32}),
+}
+
+
+@pytest.mark.parametrize("kind", often(KINDS, "BertForTokenClassification", "GPT2LMHeadModel"))
+def test_compact_networks_take_sequences_of_any_length(kind: str) -> None:
+    import transformers
+
+    config, options = KINDS[kind]
+    torch.manual_seed(0)
+    network = getattr(transformers, kind)(
+        getattr(transformers, config)(
+            vocab_size=30,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=32,
+            bos_token_id=1,
+            eos_token_id=2,
+            **options,
+        )
+    )
+    optimizer = torch.optim.SGD(network.parameters(), 0.0)
+    asked = {"name": "channels", "sparsity": 0.4, "every": 1}
+    with sf.Slimming(
+        network, optimizer, INPUTS, steps=2, sparsifier=asked, output="logits"
+    ) as slim:
+        for _ in range(2):
+            network(**INPUTS).logits.square().mean().backward()
+            slim.before_step()
+            optimizer.step()
+            slim.after_step()
+        small = slim.compact()
+    network.eval()
+    assert size(small.network) < 0.9 * size(network)
+    for length in (8, 5, 20):
+        generator = torch.Generator().manual_seed(length)
+        ids = torch.randint(3, 30, (3, length), generator=generator)
+        mask = torch.ones_like(ids)
+        mask[1, length - 2 :] = 0
+        given = {"input_ids": ids, "attention_mask": mask}
+        with torch.no_grad():
+            wanted, got = network(**given).logits, small.network(**given)
+        assert torch.allclose(wanted, got, atol=1e-5 * float(wanted.abs().max()))

@@ -1,8 +1,11 @@
 """Compaction: merging and removal, checked on real inputs, with a report of what was done."""
 
+import io
 import logging
 import math
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -23,17 +26,27 @@ from slimfront.trainables.compaction.reduction import (
 from slimfront.trainables.compaction.report import Compacted, Report, Step
 from slimfront.trainables.compaction.zeros import name_what_stays
 from slimfront.trainables.errors import TrialFailure, UserError
-from slimfront.trainables.inputs import Several
+from slimfront.trainables.inputs import Several, described
 from slimfront.trainables.measures.measure import count_flops, measure
 from slimfront.trainables.precision import all_of_float32
-from slimfront.trainables.structure.agreement import SEEN, difference_in_batches, outputs
+from slimfront.trainables.structure.agreement import (
+    SEEN,
+    difference,
+    difference_in_batches,
+    outputs,
+)
 from slimfront.trainables.structure.attention import split_attention
 from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.structure.graph import Conv
+from slimfront.trainables.structure.tracing.other_sizes import of_other_sizes
 from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.torch_internals import flattened
 
 log = logging.getLogger(__name__)
+
+_OF_OTHER_SIZES = 1e-2
+"""How far outputs for inputs of other sizes may be apart, relative to their spread: what is wrong
+there is wrong by more."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,8 @@ def compact(
             if options.approximate:
                 steps += merge_approximately(network, options.merge)
             steps += name_what_stays(network, inputs, options, told)
+            if not options.approximate:
+                _name_sizes(model, network, inputs[:2])
     if not apart <= options.tolerance:  # NaN too
         raise TrialFailure(
             f"compaction changed the outputs by {apart:.2e} of their spread; the tolerance is "
@@ -115,6 +130,25 @@ def _check_numbers(model: nn.Module, inputs: Tensor) -> None:
                 "the network gives NaN for the inputs that compaction compares outputs on, so that "
                 "it has diverged, or the inputs are out of the range that it takes"
             )
+
+
+def _name_sizes(model: nn.Module, network: nn.Module, inputs: Tensor) -> None:
+    """Warns of inputs of other sizes that the model takes, and the compact network does not."""
+    for other in of_other_sizes(inputs, partial(outputs, model)):
+        apart = math.inf
+        with suppress(Exception), redirect_stderr(io.StringIO()):  # it may not take them
+            wanted = outputs(model, other)
+            made = outputs(network, other)
+            apart = difference(wanted, made, _OF_OTHER_SIZES, both_nan=True)
+        if not apart <= _OF_OTHER_SIZES:
+            log.warning(
+                "the compact network computes the same for inputs of the size that it was made "
+                "with, %s, and not for %s, which the network takes too; call it with inputs of "
+                "that size, or have its code take sizes from the inputs' shape",
+                described(inputs),
+                described(other),
+            )
+            return
 
 
 def relative_difference(

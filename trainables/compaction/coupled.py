@@ -141,7 +141,7 @@ def _dead_of_groups(
 ) -> dict[str, Tensor]:
     """Which units of each group can go, (units,) bool, by its name; one of each stays, and what
     makes a multiple."""
-    parameters = dict(network.named_parameters())
+    parameters = dict(network.named_parameters(remove_duplicate=False))
     dead: dict[str, Tensor] = {}
     for group in groups:
         gone = ~group.alive(parameters)

@@ -29,6 +29,9 @@ from slimfront.trainables.shipping.shipped import (
     shipped,
 )
 from slimfront.trainables.structure.copying import copied
+from slimfront.trainables.structure.tracing.other_sizes import varying_axes
+
+log = logging.getLogger(__name__)
 
 Format = Literal["pt2", "onnx", "safetensors"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -44,7 +47,8 @@ def save(
     *,
     sparse_kernels: Sequence[Kernel] = (),
 ) -> None:
-    """Writes a network in evaluation mode, for batches of any size.
+    """Writes a network in evaluation mode, for batches of any size, and of sequences of any length
+    as far as the network takes them.
 
     `pt2` needs torch to be loaded, `onnx` any ONNX runtime, `safetensors` slimfront.
 
@@ -122,8 +126,7 @@ def load(path: Path, device: str = "cpu") -> nn.Module:
 
 def _save_pt2(network: Shipped, inputs: Tensor, path: Path) -> None:
     with _quietly():
-        program = _exported(network, inputs)
-        torch.export.save(program, path)
+        _for_any_length(network, inputs, lambda program: torch.export.save(program, path))
 
 
 def why_not_exported(network: nn.Module, inputs: Tensor) -> str | None:
@@ -146,23 +149,44 @@ def why_not_exported(network: nn.Module, inputs: Tensor) -> str | None:
     return None
 
 
-def _exported(network: Shipped, inputs: Tensor) -> torch.export.ExportedProgram:
-    batch = {0: torch.export.Dim("batch", min=1)}
+def _exported(
+    network: Shipped, inputs: Tensor, *, any_length: bool = False
+) -> torch.export.ExportedProgram:
+    """The program of a network for any number of inputs; with `any_length`, of sequences of any
+    length."""
+    batch = torch.export.Dim("batch", min=1)
+    sizes: dict[str, dict[int, Any]] = {}
+    for name, tensor in tensors(inputs).items():
+        sizes[name] = {0: batch}
+        if any_length:
+            sizes[name].update(dict.fromkeys(varying_axes(tensor), torch.export.Dim.AUTO))
     called = as_called(network, inputs)
     export = torch.export.export
     try:
         if not isinstance(inputs, Several):
-            return export(called, (inputs,), dynamic_shapes=(batch,))
-        names = list(inputs.named)
-        if by_place(names):
+            return export(called, (inputs,), dynamic_shapes=(sizes[""],))
+        if by_place(list(inputs.named)):
             values = tuple(inputs.named.values())
-            each = (batch,) * len(values)
-            return export(called, values, dynamic_shapes=each)
-        shapes = dict.fromkeys(names, batch)
-        return export(called, (), kwargs=inputs.named, dynamic_shapes=shapes)
+            return export(called, values, dynamic_shapes=tuple(sizes.values()))
+        return export(called, (), kwargs=inputs.named, dynamic_shapes=sizes)
     except Exception as error:  # torch raises many kinds
         reason = first_line(error)
         raise UserError(f"torch.export does not take this network: {reason}") from None
+
+
+def _for_any_length(
+    network: Shipped, inputs: Tensor, write: Callable[[torch.export.ExportedProgram], None]
+) -> None:
+    """Writes the program of a network for sequences of any length, or, where that cannot be, for
+    those of the inputs' length."""
+    if any(varying_axes(tensor) for tensor in tensors(inputs).values()):
+        try:
+            write(_exported(network, inputs, any_length=True))
+        except UserError as error:
+            log.warning("the file takes sequences of one length alone: %s", error)
+        else:
+            return
+    write(_exported(network, inputs))
 
 
 def _load_pt2(path: Path) -> nn.Module:
@@ -172,8 +196,8 @@ def _load_pt2(path: Path) -> nn.Module:
 
 def _save_onnx(network: Shipped, inputs: Tensor, path: Path) -> None:
     need_onnx()
-    program = _exported(network, inputs)
-    with _quietly():
+
+    def write(program: torch.export.ExportedProgram) -> None:
         try:
             torch.onnx.export(
                 program,
@@ -188,6 +212,9 @@ def _save_onnx(network: Shipped, inputs: Tensor, path: Path) -> None:
         except Exception as error:  # torch raises many kinds
             reason = first_line(_deepest(error))
             raise UserError(f"torch.onnx does not take this network: {reason}") from None
+
+    with _quietly():
+        _for_any_length(network, inputs, write)
 
 
 def _deepest(error: BaseException) -> BaseException:

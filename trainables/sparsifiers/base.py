@@ -104,11 +104,13 @@ def computed_weights(model: nn.Module) -> list[str]:
     return computed
 
 
-def out_of_reach(model: nn.Module) -> dict[str, int]:
+def out_of_reach(model: nn.Module, masked: Iterable[str] = ()) -> dict[str, int]:
     """The matrices that no sparsifier acts on, by parameter name with their number of weights:
-    embeddings and the like."""
+    embeddings and the like; those that are `masked` are acted on all the same."""
     weights = prunable_weights(model)
     reached = {id(weight) for weight in weights.values()}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    reached.update(id(parameters[name]) for name in masked)
     left = {}
     for name, parameter in model.named_parameters():
         is_matrix = parameter.dim() > 1

@@ -32,6 +32,10 @@ class _Axis:
     group: str
     owners: Tensor
 
+    def is_same(self, other: "_Axis") -> bool:
+        """Whether both say the same."""
+        return self.group == other.group and torch.equal(self.owners, other.owners)
+
     def alive(self, alive: Alive) -> Tensor:
         """Which entries there are: all but those of units that are gone, (entries,) bool."""
         units = alive[self.group]
@@ -61,7 +65,8 @@ class _Priced:
     def note(self, axis: int, of_group: _Axis) -> None:
         """Has entries along an axis belong to a group."""
         groups = self.axes.setdefault(axis, [])
-        groups.append(of_group)
+        if not any(of_group.is_same(other) for other in groups):  # by another name
+            groups.append(of_group)
 
     def entries(self, axis: int, alive: Alive) -> int:
         """How many entries there are along an axis."""
@@ -100,12 +105,17 @@ class UnitCosts:
         uses: dict[str, float] = {}
         if currency == "flops":
             uses = _uses(network, inputs)
-        self.parameters = {}
-        for name, parameter in network.named_parameters():
-            price = 1.0
-            if currency == "flops":
-                price = uses.get(name, 0.0)
-            self.parameters[name] = _Priced(parameter.shape, price)
+        self.parameters: dict[str, _Priced] = {}
+        priced: dict[Tensor, _Priced] = {}
+        for name, parameter in network.named_parameters(remove_duplicate=False):
+            if parameter not in priced:
+                price = 1.0
+                if currency == "flops":
+                    price = uses.get(name, 0.0)
+                priced[parameter] = _Priced(parameter.shape, price)
+            self.parameters[name] = priced[parameter]
+        self.unique = list(priced.values())
+        """The same, a parameter of several names once."""
         everything = {}
         for group in groups:
             self._note_axes(group)
@@ -131,7 +141,7 @@ class UnitCosts:
 
     def total(self, alive: Alive) -> float:
         """What the network costs with these units."""
-        costs = [parameter.cost(alive) for parameter in self.parameters.values()]
+        costs = [parameter.cost(alive) for parameter in self.unique]
         return sum(costs)
 
     def of_units(self, alive: Alive) -> Tensors:
@@ -139,7 +149,7 @@ class UnitCosts:
         costs = {}
         for group in self.groups:
             costs[group.name] = torch.zeros(group.units, dtype=torch.float64)
-        for parameter in self.parameters.values():
+        for parameter in self.unique:
             for axis, parts in parameter.axes.items():
                 of_entry = parameter.cost(alive, without=axis)
                 for part in parts:

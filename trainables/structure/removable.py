@@ -316,7 +316,7 @@ def _redraw(parameter: Tensor, generator: torch.Generator, scale: float) -> None
 def _zeroed(network: nn.Module, groups: list[ChannelGroup], units: dict[str, Tensor]) -> nn.Module:
     """A copy in evaluation mode in which those units are zero."""
     zeroed = _plain_copy(network).eval()
-    parameters = dict(zeroed.named_parameters())
+    parameters = dict(zeroed.named_parameters(remove_duplicate=False))
     for group in groups:
         if group.name not in units:
             continue

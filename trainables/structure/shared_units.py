@@ -119,14 +119,18 @@ def _traced(network: nn.Module, inputs: Tensor) -> GraphModule | None:
 
 
 def _by_name(groups: list[SharedUnits]) -> list[SharedUnits]:
-    """Groups whose names differ: those of one layer are named by their first weight."""
+    """Groups whose names differ: those of one layer are named by their first weight, and those of
+    one weight by the axis too."""
     count = Counter(group.name for group in groups)
-    found = []
+    found: dict[str, SharedUnits] = {}
     for group in groups:
-        if count[group.name] > 1:
-            group = replace(group, name=_first_weight(group))
-        found.append(group)
-    return found
+        name = group.name
+        if count[name] > 1:
+            name = _first_weight(group)
+        if name in found:
+            name = f"{name}:{group.axes[name]}"
+        found[name] = replace(group, name=name)
+    return list(found.values())
 
 
 def _first_weight(group: SharedUnits) -> str:
@@ -267,7 +271,7 @@ def _places_of_units(walk: Walk) -> dict[int, list[str]]:
 def _tried(graph: GraphModule, inputs: Tensor, groups: list[SharedUnits]) -> list[SharedUnits]:
     """Those groups of which a unit that is zero can go, tried with one of each."""
     zeroed = copied(graph)
-    parameters = dict(zeroed.named_parameters())
+    parameters = dict(zeroed.named_parameters(remove_duplicate=False))
     for group in groups:
         numbers = torch.arange(group.units)
         is_tried = numbers == _tried_unit(group)

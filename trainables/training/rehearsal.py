@@ -200,9 +200,12 @@ class _Rehearsal:
 
     def _name_what_stays_dense(self) -> None:
         """Warns of layers that no sparsifier reaches: its sparsity counts the others alone."""
-        dense = out_of_reach(self.model)
+        sparsifier = self.training.sparsifier
+        if sparsifier is None:
+            return
+        dense = out_of_reach(self.model, sparsifier.masks)
         total = sum(parameter.numel() for parameter in self.model.parameters())
-        if self.training.sparsifier is None or not dense:
+        if not dense:
             return
         layers = sorted({name.rpartition(".")[0] or name for name in dense})
         log.warning(

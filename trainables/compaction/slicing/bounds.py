@@ -43,6 +43,8 @@ class Bounds:
         return [tensor, given_axis, *counted]
 
     def _narrowed(self, kept: Tensor, start: Any, length: Any) -> list[Any]:
+        if isinstance(start, Node) or isinstance(length, Node):
+            raise CannotSlice(self.node)
         first = self._counted(kept, start)
         end = self._counted(kept, start + length)
         return [first, end - first]
@@ -105,7 +107,7 @@ class Bounds:
         if bound is None:
             return None
         if isinstance(bound, Node):
-            if bound in self.slices.by_batch:
+            if bound in self.slices.by_inputs:
                 raise CannotSlice(self.node)
             bound = self.slices.known(bound)
         if bound >= len(kept):

@@ -117,7 +117,7 @@ class _Calls:
         return NewCall.of(node, args, kwargs)
 
     def _number(self, source: Node) -> Any:
-        if source in self.slices.by_batch:
+        if source in self.slices.by_inputs:
             return source
         if source in self.changed:
             return self.slices.known(source)
@@ -271,12 +271,12 @@ class _Calls:
 
     def _computed_size(self, node: Node, size: Node, wanted: int) -> Any:
         """A size that the code computes, as it is wanted."""
-        follows_batch = size in self.slices.by_batch
+        follows_inputs = size in self.slices.by_inputs
         will_be = self.changed.get(size, self.slices.known(size))
         is_right = will_be == wanted
-        if follows_batch and not is_right:
+        if follows_inputs and not is_right:
             return in_proportion(self.slices, node, size, will_be, wanted)
-        is_sure = follows_batch or size not in self.changed
+        is_sure = follows_inputs or size not in self.changed
         return size if is_right and is_sure else wanted
 
     def _check_move(self, node: Node, call: NewCall) -> None:

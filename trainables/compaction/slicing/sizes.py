@@ -14,16 +14,18 @@ from slimfront.trainables.structure.coupling.running import numbers_of
 from slimfront.trainables.structure.coupling.walk import Walk
 
 
-def follow_batch(network: GraphModule, walk: Walk, inputs: Tensor) -> dict[Node, Any]:
-    """The nodes that make other numbers for another number of inputs, with what they make of three;
-    the walk was of two."""
+def follow_inputs(network: GraphModule, walk: Walk, inputs: Tensor) -> dict[Node, Any]:
+    """The nodes that make other numbers for another number of inputs, or for inputs of other sizes,
+    with what they make of three inputs; the walk was of two."""
     three = torch.arange(3) % len(inputs)
     for_three = numbers_of(network, inputs[three])
     found = {}
     for node, for_two in walk.known.items():
         if node.name not in for_three:
             continue
-        if _is_of_sizes(for_two) and for_three[node.name] != for_two:
+        if not _is_of_sizes(for_two):
+            continue
+        if for_three[node.name] != for_two or walk.varies(node):
             found[node] = for_three[node.name]
     return found
 
@@ -47,14 +49,15 @@ def changed_numbers(slices: Slices) -> dict[Node, Any]:
 
 def in_proportion(slices: Slices, node: Node, size: Node, made: int, wanted: int) -> Node:
     """A node before this one that makes a size that is `wanted` of two inputs, where `size`, which
-    follows from the number of inputs, makes another: a factor of it was written into the code.
+    follows from their number or sizes, makes another: a factor of it was written into the code.
 
     Raises:
         CannotSlice: if the size is not proportional to the number of inputs.
     """
-    of_three = slices.by_batch[size]
+    of_three = slices.by_inputs[size]
     of_two = slices.known(size)
-    if 2 * of_three != 3 * of_two:
+    follows_number = of_three != of_two
+    if follows_number and 2 * of_three != 3 * of_two:
         raise CannotSlice(node)
     common = math.gcd(made, wanted)
     graph = slices.network.graph

@@ -29,9 +29,9 @@ class Slices:
     walk: Walk
     gone: Tensor
     """(units,) bool."""
-    by_batch: dict[Node, Any]
-    """The nodes that make numbers which follow from the number of inputs, with those of three
-    inputs; what is known is of two."""
+    by_inputs: dict[Node, Any]
+    """The nodes that make numbers which follow from how many inputs there are, or from their sizes,
+    with those of three inputs; what is known is of two."""
 
     def known(self, node: Node) -> Any:
         """What is known of what a node makes: a number, or `Known` in the place of a tensor."""

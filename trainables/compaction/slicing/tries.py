@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 
 from slimfront.trainables.compaction.slicing.calls import new_calls
 from slimfront.trainables.compaction.slicing.layers import settle_modules, slice_tensors
-from slimfront.trainables.compaction.slicing.sizes import follow_batch
+from slimfront.trainables.compaction.slicing.sizes import follow_inputs
 from slimfront.trainables.compaction.slicing.stays import CannotSlice, Slices
 from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.structure.coupling.graph_of_units import units_of
@@ -47,7 +47,7 @@ def sliced(
             network=copy,
             walk=walk,
             gone=gone,
-            by_batch=follow_batch(copy, walk, inputs),
+            by_inputs=follow_inputs(copy, walk, inputs),
         )
         try:
             _take_out(slices)

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.fx import Node
 
 from slimfront.trainables.structure.coupling.known import (
     Known,
@@ -35,6 +36,11 @@ MOVES = (
     *("index", "tril", "triu", "unsafe_chunk", "unsafe_split"),
 )
 """What only moves, repeats or leaves out entries."""
+PARTS = (
+    *("getitem", "narrow", "select", "slice", "index_select", "index", "diagonal", "tril", "triu"),
+    *("split", "chunk", "tensor_split", "split_with_sizes", "unsafe_chunk", "unsafe_split"),
+)
+"""What leaves out entries, or parts them."""
 SPREADS = ("expand", "broadcast_to")
 """What repeats entries along axes, of sizes that it is given."""
 FILLS = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full")
@@ -74,6 +80,8 @@ def move(walk: Walk, call: Call) -> Any:
             walk.stay(index, "it is an index")
     _keep_indexed(walk, call)
     moving = _moving(walk, call)
+    if name in PARTS:
+        _keep_read_elsewhere(walk, call, moving)
     made = moving(torch.zeros(known.shape))
     if not isinstance(made, list | tuple):
         moved = walk.moved(known, moving)
@@ -112,7 +120,7 @@ def _spread(walk: Walk, call: Call, known: Known, moved: Known) -> Known:
             continue
         given = sizes[axis]
         follows_batch = not isinstance(given, int) and size == BATCH
-        if not follows_batch:
+        if not follows_batch and not walk.varies(given):
             units = walk.units.fresh(size)
             unit_maps.append(along(units, axis, moved.dim))
     return replace(moved, unit_maps=tuple(unit_maps))
@@ -157,6 +165,50 @@ def _keep_indexed(walk: Walk, call: Call) -> None:
     for axis in _indexed(known, rest):
         for unit_map in known.along(axis):
             walk.units.keep(unit_map, "they are chosen by index")
+
+
+def _keep_read_elsewhere(walk: Walk, call: Call, moving: Callable[[Tensor], Any]) -> None:
+    """Has all units stay of which inputs of other sizes read others than those at hand: positions
+    of a table, say."""
+    source = call.node.args[0]
+    numbers = [node for node in call.node.all_input_nodes if walk.varies(node) and node != source]
+    if not numbers or not isinstance(source, Node):
+        return
+    for there in walk.elsewhere:
+        given = {node: there[node] for node in call.node.all_input_nodes}
+        before = (call.node.args[1:], call.node.kwargs)
+        args, kwargs = fx.node.map_arg(before, given.__getitem__)
+        shape = given[source].shape
+
+        def moving_there(entries: Tensor, args: Any = args, kwargs: Any = kwargs) -> Any:
+            return walk.called(
+                call.node,
+                args=[entries, *mapped_known(args, _index)],
+                kwargs=mapped_known(kwargs, _index),
+            )
+
+        for unit_map in call.input.unit_maps:
+            here = _read(moving(unit_map.expand(call.input.shape).double()))
+            if _fits(unit_map, shape):
+                elsewhere = _read(moving_there(unit_map.expand(shape).double()))
+                if torch.equal(here, elsewhere):
+                    continue
+            walk.units.keep(unit_map, "inputs of other sizes read others")
+
+
+def _fits(unit_map: Tensor, shape: torch.Size) -> bool:
+    """Whether units are of the entries of a tensor of this shape."""
+    sizes = zip(unit_map.shape, shape, strict=True)
+    return all(own in (1, size) for own, size in sizes)
+
+
+def _read(moved: Any) -> Tensor:
+    """The numbers of all units in what was moved."""
+    pieces = [moved]
+    if isinstance(moved, list | tuple):
+        pieces = list(moved)
+    numbers: Tensor = torch.cat([piece.reshape(-1) for piece in pieces]).unique()
+    return numbers
 
 
 def _indexed(known: Known, rest: list[Any]) -> Iterator[int]:

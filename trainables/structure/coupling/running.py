@@ -18,6 +18,7 @@ from slimfront.trainables.structure.coupling.known import (
 )
 from slimfront.trainables.structure.coupling.walk import Call, Handler, Walk
 from slimfront.trainables.structure.graph import module_of
+from slimfront.trainables.structure.tracing.other_sizes import of_other_sizes
 from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.torch_internals import function_name, mapped_tree
 
@@ -59,9 +60,33 @@ def walked(graph: GraphModule, inputs: Tensor, handlers: Handlers) -> Walk:
         run = _Run(graph)
         run.run(inputs)
         walk.made = run.values
+        if any(map(_is_size, run.values.values())):
+            walk.elsewhere = _elsewhere(graph, inputs)
         for node in graph.graph.nodes:
             walk.known[node] = _known(walk, node, handlers)
     return walk
+
+
+def _is_size(value: Any) -> bool:
+    """Whether a value is a number, or several, that may be sizes of the inputs."""
+    if isinstance(value, tuple | list):
+        return any(map(_is_size, value))
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _elsewhere(graph: GraphModule, inputs: Tensor) -> list[dict[Node, Any]]:
+    """What each node makes of inputs of other sizes, as far as the network takes them."""
+    found = []
+
+    def run(other: Tensor) -> None:
+        one = _Run(graph)
+        one.extra_traceback = False  # which is long, and of what is expected
+        one.run(other)
+        found.append(one.values)
+
+    for _ in of_other_sizes(inputs, run):
+        pass
+    return found
 
 
 def numbers_of(graph: GraphModule, inputs: Tensor) -> dict[str, Any]:

@@ -70,6 +70,8 @@ class Walk:
     """The units along each axis of parameters and buffers, by name."""
     made: dict[Node, Any] = field(default_factory=dict)
     """What each node makes: numbers, and the shapes of tensors."""
+    elsewhere: list[dict[Node, Any]] = field(default_factory=list)
+    """The same for inputs of other sizes, as far as the network takes them."""
     groups: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """The units that grouped convolutions read and write, by name: (groups, in), (groups, out)."""
     unknown: list[str] = field(default_factory=list)
@@ -133,6 +135,12 @@ class Walk:
         """Notes that a node or layer counts its inputs along an axis, of these units."""
         noted = self.counts.setdefault(name, [])
         noted.append((axis, units))
+
+    def varies(self, value: Any) -> bool:
+        """Whether a node makes other numbers of inputs of other sizes; False for what is none."""
+        if not isinstance(value, Node):
+            return False
+        return any(there[value] != self.made[value] for there in self.elsewhere)
 
     def shape_of(self, node: Node) -> torch.Size | None:
         """The shape of what a node makes; None if that is not one tensor."""

@@ -8,7 +8,7 @@ modules again, so that all that is known of layers holds for them.
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from slimfront.trainables.inputs import Several, joined, tensors
 from slimfront.trainables.precision import as_torch_has_it
 from slimfront.trainables.structure.tracing.called_layers import inputs_of, layer_of
 from slimfront.trainables.structure.tracing.constants import ConstantRun
+from slimfront.trainables.structure.tracing.other_sizes import varying_axes
 from slimfront.trainables.structure.tracing.returned import writable
 from slimfront.trainables.torch_internals import (
     decides_by_values,
@@ -67,8 +68,22 @@ def exported(model: nn.Module, sample: Tensor) -> GraphModule:
         CannotExport: if torch.export does not take the network, as where its code decides by the
             values of its inputs.
     """
+    if _has_lengths(sample):
+        with suppress(CannotExport):
+            return _graph_of(model, sample, any_length=True)
+    return _graph_of(model, sample, any_length=False)
+
+
+def _has_lengths(sample: Tensor) -> bool:
+    """Whether there are inputs that have several lengths, as sequences do."""
+    return any(varying_axes(tensor) for tensor in tensors(sample).values())
+
+
+def _graph_of(model: nn.Module, sample: Tensor, *, any_length: bool) -> GraphModule:
+    """The graph, for sequences of any length as far as the network takes them, or of those of the
+    sample."""
     with _own_statistics(model):
-        program = _program(model, sample)
+        program = _program(model, sample, any_length=any_length)
     try:
         return _as_graph(model, program, sample)
     except (KeyError, ValueError, AttributeError, RuntimeError) as error:
@@ -137,7 +152,7 @@ class _Apart(nn.Module):
         return self.network(Several(named))
 
 
-def _program(model: nn.Module, sample: Tensor) -> torch.export.ExportedProgram:
+def _program(model: nn.Module, sample: Tensor, *, any_length: bool) -> torch.export.ExportedProgram:
     """What torch.export makes of a network, for any number of inputs."""
     while len(sample) < 3:
         sample = joined(sample, sample)
@@ -147,7 +162,10 @@ def _program(model: nn.Module, sample: Tensor) -> torch.export.ExportedProgram:
         named = tensors(sample)
     inputs = list(named.values())
     batch = torch.export.Dim("batch", min=1)
-    shapes = [{0: batch} for _ in inputs]
+    shapes: list[dict[int, Any]] = [{0: batch} for _ in inputs]
+    if any_length:
+        for tensor, sizes in zip(inputs, shapes, strict=True):
+            sizes.update(dict.fromkeys(varying_axes(tensor), torch.export.Dim.AUTO))
     apart = _Apart(model, named)
     apart.training = model.training
     problem: Exception | None = None

@@ -148,7 +148,7 @@ class WhatActs:
     def _say_what_stays_dense(self) -> None:
         if self.acting.sparsifier is None:
             return
-        dense = out_of_reach(self.network)
+        dense = out_of_reach(self.network, self.acting.sparsifier.masks)
         if dense:
             log.warning(
                 "%s weights stay dense, whatever the sparsity: no sparsifier acts on %s",

@@ -1,0 +1,178 @@
+"""Compact networks on inputs of other sizes than they were made with."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import slimfront as sf
+from slimfront.trainables.shipping import load, save
+from slimfront.trainables.shipping.shipped import Shipped
+
+LENGTHS = (8, 3, 1, 20)
+"""Of sequences; the first is that of the inputs at hand."""
+
+
+class Tokens(nn.Module):
+    """A transformer block on tokens whose positions have 32 places."""
+
+    def __init__(self, positions: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens = nn.Embedding(20, 16)
+        self.table = nn.Parameter(torch.randn(1, 32, 16))
+        self.rows = nn.Embedding(32, 16)
+        self.register_buffer("places", torch.arange(32).unsqueeze(0))
+        self.positions = positions
+        self.block = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.head(self.block(self.positions(self, self.tokens(x))).mean(1))
+        return made
+
+
+class Causal(nn.Module):
+    """Attention under a mask that is cut out of a larger one, as in minGPT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens = nn.Embedding(20, 16)
+        self.keys, self.queries = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.values, self.out = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.up, self.down, self.head = nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 5)
+        self.register_buffer("seen", torch.ones(32, 32).tril().view(1, 1, 32, 32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.tokens(x)
+        n, length, width = x.shape
+        shape = (n, length, 4, width // 4)
+        keys = self.keys(x).view(shape).transpose(1, 2)
+        queries = self.queries(x).view(shape).transpose(1, 2)
+        values = self.values(x).view(shape).transpose(1, 2)
+        scores = queries @ keys.transpose(-2, -1) * 0.5
+        hidden = self.seen[:, :, :length, :length] == 0
+        scores = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+        x = x + self.out((scores @ values).transpose(1, 2).reshape(n, length, width))
+        made: Tensor = self.head(x + self.down(self.up(x).relu()))
+        return made
+
+
+class Window(nn.Module):
+    """Convolutions of images, under a window that is as large as the largest image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.window = nn.Parameter(torch.rand(1, 1, 48, 48))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu() * self.window[..., : x.shape[2], : x.shape[3]]
+        made: Tensor = self.head(self.second(x).relu().mean((2, 3)))
+        return made
+
+
+class BySize(nn.Module):
+    """Chooses by the size of its images, which no graph does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        if x.shape[-1] > 8:
+            x = 3 * self.second(x).relu()
+        made: Tensor = self.head(x.mean((2, 3)))
+        return made
+
+
+POSITIONS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "a parameter": lambda net, x: x + net.table[:, : x.shape[1]],
+    "a parameter, narrowed": lambda net, x: x + net.table.narrow(1, 0, x.size(1)),
+    "rows of an embedding": lambda net, x: x + net.rows.weight[: x.shape[1]],
+    "a range": lambda net, x: x + net.rows(torch.arange(x.shape[1], device=x.device)),
+    "a buffer": lambda net, x: x + net.rows(net.places[:, : x.size(1)]),
+    "both ends": lambda net, x: x + net.table[:, 32 - x.shape[1] :],
+    "repeated": lambda net, x: x + net.table[:, :1].expand(-1, x.shape[1], -1),
+}
+
+
+def tokens(length: int, examples: int = 6) -> Tensor:
+    generator = torch.Generator().manual_seed(length)
+    return torch.randint(20, (examples, length), generator=generator)
+
+
+def images(size: int, examples: int = 6) -> Tensor:
+    return torch.randn(examples, 3, size, size, generator=torch.Generator().manual_seed(size))
+
+
+def check(network: nn.Module, made: nn.Module, inputs: Tensor) -> None:
+    with torch.no_grad():
+        wanted, got = network(inputs), made(inputs)
+    assert torch.allclose(wanted, got, atol=1e-5 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("where", POSITIONS)
+def test_sequences_may_have_any_length(where: str, caplog: pytest.LogCaptureFixture) -> None:
+    network = Tokens(POSITIONS[where]).eval()
+    with caplog.at_level(logging.WARNING):
+        pruned = sf.prune(network, [tokens(8)], channels=0.4)
+    zeroed = pruned.network
+    before = sum(parameter.numel() for parameter in network.parameters())
+    assert sum(parameter.numel() for parameter in zeroed.parameters()) < 0.8 * before
+    small = sf.compact(network, tokens(8)).network
+    for length in LENGTHS:
+        check(network, small, tokens(length))
+        zeroed(tokens(length))
+    assert not [said for said in caplog.messages if "of the size that it was made" in said]
+
+
+@pytest.mark.parametrize(
+    ("network", "inputs", "sizes"),
+    [(Causal().eval(), tokens, LENGTHS), (Window().eval(), images, (16, 12, 32))],
+)
+def test_what_is_cut_out_of_a_larger_whole_stays_whole(
+    network: nn.Module, inputs: Callable[[int], Tensor], sizes: tuple[int, ...]
+) -> None:
+    here = inputs(sizes[0])
+    optimizer = torch.optim.SGD(network.parameters(), 0.0)
+    asked = {"name": "channels", "sparsity": 0.5, "every": 1}
+    with sf.Slimming(network, optimizer, here, steps=2, sparsifier=asked) as slim:
+        for _ in range(2):
+            network(here).square().mean().backward()
+            slim.before_step()
+            optimizer.step()
+            slim.after_step()
+        small = slim.compact()
+    assert small.measures["params"] < sum(p.numel() for p in network.parameters())
+    for size in sizes:
+        check(network, small.network, inputs(size))
+
+
+def test_a_network_of_one_size_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    network = BySize().eval()
+    with caplog.at_level(logging.WARNING):
+        small = sf.compact(network, images(16)).network
+    check(network, small, images(16))
+    (said,) = [said for said in caplog.messages if "of the size that it was made" in said]
+    assert "float32 (N, 3, 16, 16), and not for float32 (N, 3, 8, 8)" in said
+
+
+@pytest.mark.parametrize("kind", ["pt2", "onnx", "safetensors"])
+def test_files_take_sequences_of_any_length(kind: Any, tmp_path: Any) -> None:
+    network = Tokens(POSITIONS["a buffer"]).eval()
+    small = sf.compact(network, tokens(8)).network
+    path = tmp_path / f"small.{kind}"
+    save(Shipped(small, None, None).eval(), tokens(8), path, kind)
+    read = load(path)
+    for length in LENGTHS[:2] if kind == "onnx" else LENGTHS:
+        check(network, read, tokens(length))

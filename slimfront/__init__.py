@@ -36,16 +36,16 @@ if TYPE_CHECKING:
     from slimfront.search.python_api import search as search
     from slimfront.trainables.candidate import Candidate as Candidate
     from slimfront.trainables.compaction import Compacted as Compacted
-    from slimfront.trainables.compaction import compact as compact
     from slimfront.trainables.data import DATA as DATA
     from slimfront.trainables.data import Data as Data
     from slimfront.trainables.errors import UserError as UserError
-    from slimfront.trainables.measures.measure import measure as measure
     from slimfront.trainables.models import MODELS as MODELS
     from slimfront.trainables.models import Model as Model
     from slimfront.trainables.penalties import PENALTIES as PENALTIES
     from slimfront.trainables.penalties import Penalty as Penalty
     from slimfront.trainables.post_training import prune as prune
+    from slimfront.trainables.shipping.any_inputs import compact as compact
+    from slimfront.trainables.shipping.any_inputs import measure as measure
     from slimfront.trainables.sparsifiers import SPARSIFIERS as SPARSIFIERS
     from slimfront.trainables.sparsifiers import Sparsifier as Sparsifier
     from slimfront.trainables.structure.coupling.graph_of_units import (
@@ -106,9 +106,9 @@ _HOMES = {
     "Trial": "trainables.training.own_loop",
     "MultiObjectiveASHA": "search.engine.scheduler",
     "UserError": "trainables.errors",
-    "compact": "trainables.compaction",
+    "compact": "trainables.shipping.any_inputs",
     "load": "search.python_api",
-    "measure": "trainables.measures.measure",
+    "measure": "trainables.shipping.any_inputs",
     "prune": "trainables.post_training",
     "register_handler": "trainables.structure.coupling.graph_of_units",
     "train": "trainables.training.train",

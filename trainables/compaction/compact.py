@@ -36,7 +36,7 @@ from slimfront.trainables.structure.agreement import (
     outputs,
 )
 from slimfront.trainables.structure.attention import split_attention
-from slimfront.trainables.structure.copying import copied
+from slimfront.trainables.structure.copying import copied, left_as_it_was
 from slimfront.trainables.structure.graph import Conv
 from slimfront.trainables.structure.tracing.other_sizes import of_other_sizes
 from slimfront.trainables.tasks.evaluating import evaluating
@@ -101,7 +101,8 @@ def compact(
                 steps += merge_approximately(network, options.merge)
             steps += name_what_stays(network, inputs, options, told)
             if not options.approximate:
-                _name_sizes(model, network, inputs[:2])
+                with left_as_it_was(model):
+                    _name_sizes(model, network, inputs[:2])
     if not apart <= options.tolerance:  # NaN too
         raise TrialFailure(
             f"compaction changed the outputs by {apart:.2e} of their spread; the tolerance is "
@@ -120,8 +121,7 @@ def _check_numbers(model: nn.Module, inputs: Tensor) -> None:
     UserError where the inputs are no tensor."""
     if not isinstance(inputs, Tensor | Several):
         raise UserError(
-            f"compact: the inputs are a {type(inputs).__name__}, and must be a tensor (N, …); a "
-            "network of several inputs is made compact by prune and by Slimming.compact"
+            f"compact: the inputs are a {type(inputs).__name__}, and must be a tensor (N, …)"
         )
     leaves, _ = flattened(outputs(model, inputs[:SEEN]))
     for leaf in leaves:

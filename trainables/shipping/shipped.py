@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfront.trainables.data import Dataset
+from slimfront.trainables.errors import first_few
 from slimfront.trainables.inputs import Several, by_place
 
 CONSTANTS = ("mean", "std", "scale", "offset")
@@ -72,6 +73,12 @@ def _forward(names: tuple[str, ...]) -> Callable[..., Tensor]:
     def forward(self: ByArguments, *inputs: Tensor, **named: Tensor) -> Tensor:
         placed = dict(zip(names, inputs, strict=False))
         given = placed | named
+        if len(inputs) + len(named) != len(names) or given.keys() != set(names):
+            called_with = [*placed, *(name for name in named if name not in placed)]
+            raise TypeError(
+                f"the compact network takes what it was made with, {first_few(names)}, and is "
+                f"called with {len(inputs) + len(named)} inputs: {first_few(called_with)}"
+            )
         in_order = [given[name] for name in names]
         several = Several(dict(zip(self.names, in_order, strict=True)))
         outputs: Tensor = self.network(several)

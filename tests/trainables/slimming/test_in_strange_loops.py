@@ -237,9 +237,23 @@ def test_channels_of_computed_weights_are_refused_by_name() -> None:
         sf.Slimming(network, adam(network), INPUTS, steps=4, sparsifier=CHANNELS)
 
 
-def test_several_inputs_of_compact_are_refused_with_what_takes_them() -> None:
-    with pytest.raises(sf.UserError, match=r"Slimming\.compact"):
-        sf.compact(Difference(), (INPUTS, INPUTS))  # type: ignore[arg-type]
+def test_networks_of_several_inputs_are_made_compact_and_measured_as_they_are_called() -> None:
+    network = Difference()
+    small = sf.compact(network, (INPUTS, INPUTS)).network
+    torch.testing.assert_close(small(INPUTS, 2 * INPUTS), network(INPUTS, 2 * INPUTS))
+    for size in ("params", "flops", "layers"):
+        assert sf.measure(small, (INPUTS, INPUTS))[size] == sf.measure(network, [INPUTS] * 2)[size]
+    with pytest.raises(TypeError, match="is called with 1 inputs"):
+        small(INPUTS)
+    with pytest.raises(sf.UserError, match="'1' of the inputs is a str"):
+        sf.compact(network, (INPUTS, "more"))
+
+
+@pytest.mark.parametrize("named", [("left",), ("left", "right", "labels"), ("right", "z")])
+def test_a_compact_network_takes_the_inputs_that_it_was_made_with(named: tuple[str, ...]) -> None:
+    small = sf.compact(Difference(), {"left": INPUTS, "right": INPUTS}).network
+    with pytest.raises(TypeError, match="takes what it was made with, left, right"):
+        small(**dict.fromkeys(named, INPUTS))
 
 
 @pytest.mark.parametrize(

@@ -14,17 +14,17 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from slimfront.trainables.compaction import Compacted, Compaction, compact
+from slimfront.trainables.compaction import Compacted, Compaction
 from slimfront.trainables.errors import UserError, first_few
-from slimfront.trainables.inputs import Several, as_one
-from slimfront.trainables.models.adapted import as_called_with, in_order_of_forward
+from slimfront.trainables.inputs import as_one
+from slimfront.trainables.models.adapted import as_called_with
 from slimfront.trainables.options import validated
 from slimfront.trainables.penalties import Penalty
 from slimfront.trainables.penalties.base import ActiveGroups, GroupPenalty
 from slimfront.trainables.penalties.cka import ActiveFeatures
 from slimfront.trainables.penalties.features import remove_hooks
 from slimfront.trainables.penalties.relative import absolute
-from slimfront.trainables.shipping.shipped import ByArguments
+from slimfront.trainables.shipping.any_inputs import compact
 from slimfront.trainables.sparsifiers import ActiveSparsifier, Setting, Sparsifier
 from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.training.optimizers import check_optimizer, step_sizes
@@ -284,8 +284,6 @@ class Slimming(AbstractContextManager["Slimming"]):
             TrialFailure: if compaction changed the outputs.
             UserError: if the network cannot be traced.
         """
-        if isinstance(options, Mapping):
-            options = validated(Compaction, options, "Slimming")
         self._what_acts.before_compaction(self.step, self.steps)
         given = self._sample
         if inputs is not None:
@@ -296,15 +294,7 @@ class Slimming(AbstractContextManager["Slimming"]):
         twin = copied(whole)
         remove_hooks(twin)
         self._zero_again(twin)
-        given = beside(given, twin)
-        view = as_called_with(twin, given, self.output)
-        made = compact(view, given, options)
-        if not isinstance(given, Several):
-            return made
-        names = in_order_of_forward(whole, list(given.named))
-        by_arguments = ByArguments(made.network, names)
-        by_arguments.eval()
-        return Compacted(by_arguments, made.report)
+        return compact(twin, beside(given, twin), options, output=self.output)
 
     @torch.no_grad()
     def _zero_again(self, twin: nn.Module) -> None:

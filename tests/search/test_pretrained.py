@@ -128,21 +128,6 @@ def test_what_makes_no_sense_is_refused(changes: dict[str, Any], said: str) -> N
     assert said in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["rigl", "set", "granet", "lottery"])
-def test_a_method_that_needs_training_is_refused_without_it(
-    name: str, trained: tuple[Path, float]
-) -> None:
-    candidate = sf.Candidate.model_validate(
-        {
-            "model": MLP | {"weights": str(trained[0])},
-            "training": {"epochs": 0},
-            "sparsifier": {"name": name, "sparsity": 0.5},
-        }
-    )
-    with pytest.raises(sf.UserError, match="train longer"):
-        sf.train(candidate)
-
-
 @pytest.mark.parametrize("name", ["magnitude", "channels", "snip", "random", "nm"])
 def test_a_method_that_needs_none_meets_its_target_at_once(
     name: str, trained: tuple[Path, float]

@@ -39,9 +39,14 @@ class Slimmed:
         """Whether the penalties' loss is part of a loss that no backward pass has seen yet."""
 
     def begin(
-        self, network: nn.Module, optimizer: torch.optim.Optimizer, steps: int, per_epoch: int
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        steps: int,
+        per_epoch: int | None,
     ) -> Slimming:
-        """Has penalties and the sparsifier act, after each step of the optimiser."""
+        """Has penalties and the sparsifier act, after each step of the optimiser; `per_epoch` steps
+        are an epoch, None where the data has no length."""
         self.end()
         optimizer = inner_optimizer(optimizer)
         device = next(network.parameters()).device
@@ -52,8 +57,7 @@ class Slimmed:
             optimizer,
             each(self.inputs, lambda tensor: self.convert(tensor.to(device))),
             steps=steps,
-            steps_per_epoch=per_epoch,
-            **self.asked,
+            **({"steps_per_epoch": per_epoch} | self.asked),
         )
         if resumed is not None:
             # What was attached may have changed what the trainer had restored.

@@ -68,9 +68,11 @@ class SlimmingCallback(lightning.Callback):
                 "SlimmingCallback: the trainer trains without end, and schedules of sparsifiers "
                 "need one; set max_epochs or max_steps"
             )
-        batches = int(trainer.num_training_batches)
-        # The last group of batches has a step too, however few they are.
-        per_epoch = max(1, math.ceil(batches / trainer.accumulate_grad_batches))
+        per_epoch = None
+        batches = trainer.num_training_batches
+        if batches != float("inf"):
+            # The last group of batches has a step too, however few they are.
+            per_epoch = max(1, math.ceil(batches / trainer.accumulate_grad_batches))
         self._go_on(trainer.global_step)
         self.slimmed.convert = trainer.precision_plugin.convert_input
         self.slimmed.begin(self._network(pl_module), trainer.optimizers[0], int(steps), per_epoch)

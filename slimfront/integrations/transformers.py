@@ -1,7 +1,7 @@
 """Slimming as a callback of Hugging Face's Trainer."""
 
 import math
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,8 @@ class SlimmingCallback(transformers.TrainerCallback):
             penalties: by name with their options.
             sparsifier: its options with its `name`.
             output: which of the model's outputs counts.
-            options: further ones of `slimfront.Slimming`: `targets`, `loss`, `seed`.
+            options: further ones of `slimfront.Slimming`: `targets`, `loss`, `seed`, and
+                `steps_per_epoch` where the data has no length.
         """
         self.slimmed = Slimmed(inputs, penalties, sparsifier, {"output": output, **options})
 
@@ -63,7 +64,7 @@ class SlimmingCallback(transformers.TrainerCallback):
         if state.global_step > 0:
             self.slimmed.resumed = _state_of(args, state)
         network: nn.Module = given["model"]
-        per_epoch = _steps_per_epoch(args, state, given.get("train_dataloader"))
+        per_epoch = _steps_per_epoch(args, given.get("train_dataloader"))
         self.slimmed.begin(network, given["optimizer"], state.max_steps, per_epoch)
         parts = args.gradient_accumulation_steps
 
@@ -123,13 +124,14 @@ class SlimmingCallback(transformers.TrainerCallback):
         return self.slimmed.compact(inputs, options, network)
 
 
-def _steps_per_epoch(
-    args: transformers.TrainingArguments, state: transformers.TrainerState, batches: Any
-) -> int:
-    """As the trainer counts them: the last group of batches has a step too."""
-    if isinstance(batches, Sized):
-        return max(1, math.ceil(len(batches) / args.gradient_accumulation_steps))
-    return max(1, state.max_steps // max(1, round(state.num_train_epochs)))
+def _steps_per_epoch(args: transformers.TrainingArguments, batches: Any) -> int | None:
+    """As the trainer counts them: the last group of batches has a step too. None where the data has
+    no length."""
+    try:
+        count = len(batches)
+    except TypeError:
+        return None
+    return max(1, math.ceil(count / args.gradient_accumulation_steps))
 
 
 def _checkpoint(args: transformers.TrainingArguments, state: transformers.TrainerState) -> Path:

@@ -34,6 +34,7 @@ from slimfront.trainables.structure.agreement import (
     difference,
     difference_in_batches,
     outputs,
+    refuse_opaque,
 )
 from slimfront.trainables.structure.attention import split_attention
 from slimfront.trainables.structure.copying import copied, left_as_it_was
@@ -118,12 +119,14 @@ def compact(
 
 def _check_numbers(model: nn.Module, inputs: Tensor) -> None:
     """Raises TrialFailure where a network gives NaN: nothing can be compared with that; and
-    UserError where the inputs are no tensor."""
+    UserError where the inputs are no tensor, or outputs are none."""
     if not isinstance(inputs, Tensor | Several):
         raise UserError(
             f"compact: the inputs are a {type(inputs).__name__}, and must be a tensor (N, …)"
         )
-    leaves, _ = flattened(outputs(model, inputs[:SEEN]))
+    made = outputs(model, inputs[:SEEN])
+    refuse_opaque(made)
+    leaves, _ = flattened(made)
     for leaf in leaves:
         if isinstance(leaf, Tensor) and leaf.isnan().any():
             raise TrialFailure(

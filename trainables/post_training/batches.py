@@ -1,6 +1,7 @@
 """The batches that a network is pruned on, as slimfront calls networks: one argument."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from slimfront.trainables.depth.base import Batch
 from slimfront.trainables.errors import OF_USERS_CODE, UserError, first_line
 from slimfront.trainables.inputs import Call, Several, each, joined, shape_of_one, tensors
 from slimfront.trainables.models import adapted
+from slimfront.trainables.structure.agreement import refuse_opaque
 from slimfront.trainables.tasks.evaluating import evaluating
 
 _CHECKED = 1024
@@ -88,14 +90,16 @@ def call_of(batches: list[Batch]) -> Call:
     return Call(names)
 
 
-def called_with(network: nn.Module, batches: list[Batch], *, with_targets: bool) -> nn.Module:
-    """The same network, with one argument; in place.
+def called_with(
+    network: nn.Module, batches: list[Batch], output: str | int | None, *, with_targets: bool
+) -> nn.Module:
+    """The same network, with one argument, which returns the `output` that counts; in place.
 
     Raises:
         UserError: if it does not take the inputs.
     """
     try:
-        return adapted(network, call_of(batches))
+        return adapted(network, replace(call_of(batches), output=output))
     except UserError as error:
         hint = ""
         if not with_targets and isinstance(batches[0].inputs, Several):
@@ -120,10 +124,13 @@ def on_device_of(network: nn.Module, batches: list[Batch]) -> list[Batch]:
 
 
 def check_runs(network: nn.Module, batches: list[Batch]) -> None:
-    """Raises UserError if the network cannot be run on the first batch."""
+    """Raises UserError if the network cannot be run on the first batch, or returns what is no
+    tensor."""
     try:
         with evaluating(network), torch.no_grad():
-            network(batches[0].inputs)
+            refuse_opaque(network(batches[0].inputs))
+    except UserError as error:
+        raise UserError(f"prune: {error}") from None
     except OF_USERS_CODE as error:  # of the user's code
         raise UserError(
             f"prune: the network cannot be run on the batches: {type(error).__name__}: "

@@ -35,6 +35,7 @@ def prune(
     layers: int | None = None,
     criterion: str | None = None,
     loss: Loss | None = None,
+    output: str | int | None = None,
     exclude: Sequence[str] = (),
     recalibrate: bool = True,
     compaction: Compaction | Mapping[str, Any] | None = None,
@@ -61,6 +62,8 @@ def prune(
             (if left out); `loss`, the loss without it; `cosine` or `cka`, how alike its input and
             output are; `entropy` of its activations; or `batch_norm`, the scale of its last one.
         loss: a function of outputs and targets that gives a mean over the batch.
+        output: which of several outputs counts, is given to `loss`, and is what the smaller network
+            returns: a key, an attribute or a place; None: all of them.
         exclude: names of layers that stay.
         recalibrate: whether the statistics of batch norms are taken again on the batches, after
             pruning and before compaction.
@@ -83,7 +86,7 @@ def prune(
     given = read(batches, with_targets=loss is not None)
     copy = copied(network).eval()
     copy.zero_grad()
-    made = called_with(copy, given, with_targets=loss is not None)
+    made = called_with(copy, given, output, with_targets=loss is not None)
     found = pruned(
         made,
         given,

@@ -104,6 +104,15 @@ def computed_weights(model: nn.Module) -> list[str]:
     return computed
 
 
+def why_not_computed(sparsifier: str, weight: str) -> str:
+    """Why a sparsifier does not act on a weight that is computed from others."""
+    return (
+        f"sparsifier {sparsifier}: '{weight}' is computed from other parameters, by weight_norm, "
+        "torch.nn.utils.parametrize and the like, and does not stay 0; take that off, as with "
+        "parametrize.remove_parametrizations, exclude the layer, or take another sparsifier"
+    )
+
+
 def out_of_reach(model: nn.Module, masked: Iterable[str] = ()) -> dict[str, int]:
     """The matrices that no sparsifier acts on, by parameter name with their number of weights:
     embeddings and the like; those that are `masked` are acted on all the same."""
@@ -164,6 +173,14 @@ class Sparsifier(Options):
     def on(self) -> bool:
         """Whether it drops anything."""
         return True
+
+    def refuse_computed(self, model: nn.Module) -> None:
+        """Raises UserError where it would act on weights that are computed from others, in which
+        masks do not last."""
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        for name in taking_part(model, self.exclude):
+            if name not in parameters:
+                raise UserError(why_not_computed(self.name, name))
 
     def attach(self, setting: Setting) -> "ActiveSparsifier":
         """The sparsifier at work on a network that is about to be trained.

@@ -33,6 +33,7 @@ from slimfront.trainables.sparsifiers.base import (
     out_of_reach,
     prunable_weights,
     taking_part,
+    why_not_computed,
 )
 from slimfront.trainables.sparsifiers.masks import Densities, Scores, Tensors, choose_masks, cloned
 from slimfront.trainables.sparsifiers.schedules import Times, Updates, cubic_sparsity
@@ -202,6 +203,9 @@ class Channels(TargetSparsifier):
             end = self.end
         return Times(start, end, self.every)
 
+    def refuse_computed(self, model: nn.Module) -> None:
+        """Nothing yet: what its channels consist of is known when they are."""
+
     def attach(self, setting: Setting) -> "ActiveChannels":
         active = ActiveChannels(self, setting)
         active.refuse_computed()
@@ -316,12 +320,7 @@ class ActiveChannels(ActiveSparsifier):
         for group in self.groups:
             for name in (*group.writers, *group.readers):
                 if name not in self.parameters:
-                    raise UserError(
-                        f"sparsifier channels: '{name}' is computed from other parameters, by "
-                        "torch.nn.utils.parametrize (weight_norm and the like), and does not stay "
-                        "0; take that off with parametrize.remove_parametrizations, or take "
-                        "another sparsifier"
-                    )
+                    raise UserError(why_not_computed(self.options.name, name))
 
     def due(self, step: int) -> bool:
         """Whether channels go."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from slimfront.trainables.errors import UserError
 from slimfront.trainables.inputs import each, tensors
 from slimfront.trainables.structure.comparing import Compared, compare
 from slimfront.trainables.tasks.evaluating import fitting_caches
@@ -39,6 +40,9 @@ _FEW = 4
 
 _ERRORS = (RuntimeError, ValueError, IndexError, AssertionError)
 """What a network raises on inputs that it does not take."""
+
+_PLAIN = (Tensor, int, float, complex, str, type(None), type, torch.dtype, torch.device)
+"""What may be within outputs."""
 
 Outputs = Any
 """What a network returns: a tensor, or tuples, lists and mappings of tensors."""
@@ -138,6 +142,19 @@ class Probe:
 
 
 @torch.no_grad()
+def refuse_opaque(made: Outputs) -> None:
+    """Raises UserError where a network returns objects, such as caches, that hold tensors which
+    nobody sees."""
+    leaves, _ = flattened(made)
+    for leaf in leaves:
+        if not isinstance(leaf, _PLAIN):
+            raise UserError(
+                f"the network returns a {type(leaf).__name__} within its {type(made).__name__}, "
+                "whose tensors are not seen; say which of the outputs counts by output, such as "
+                "output='logits' (in a config task.output)"
+            )
+
+
 def outputs(network: nn.Module, inputs: Tensor) -> Outputs:
     """What a network returns in evaluation mode; what it draws at random there, it draws alike in
     every call."""

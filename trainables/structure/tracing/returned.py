@@ -1,15 +1,20 @@
 """What a graph returns, in a form that torch.fx can write as code."""
 
+from collections import OrderedDict
 from typing import Any
 
 from torch import fx
 
 
 def writable(graph: fx.Graph, returned: Any, *, within: bool = False) -> Any:
-    """What a graph returns, with a call in the place of each named tuple `within` a mapping: code
-    would name its class there, which it does not know."""
+    """What a graph returns, with a call in the place of each mapping of a class of its own, such as
+    the outputs of transformers, and of each named tuple `within` a mapping: code would name its
+    class there, which it does not know."""
     if isinstance(returned, dict):
-        return {key: writable(graph, value, within=True) for key, value in returned.items()}
+        named = {key: writable(graph, value, within=True) for key, value in returned.items()}
+        if type(returned) in (dict, OrderedDict):
+            return named
+        return graph.call_function(type(returned), (), named)
     if not isinstance(returned, list | tuple):
         return returned
     items = [writable(graph, item, within=within) for item in returned]

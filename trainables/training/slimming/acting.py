@@ -47,6 +47,7 @@ class Acting:
                     active = options.attach(network, sample)
                     self.penalties.append(active)
             if setting is not None and sparsifier is not None and sparsifier.on:
+                sparsifier.refuse_computed(setting.model)
                 self.sparsifier = sparsifier.attach(setting)
         except BaseException:
             self.close()

@@ -109,6 +109,11 @@ def repeats_itself(node: Node) -> bool:
     return torch.Tag.nondeterministic_seeded not in node.target.tags
 
 
+def writes_to(tensor: Tensor) -> int:
+    """How often a tensor was written to in place, as autograd counts it."""
+    return tensor._version
+
+
 def writes_in_place(node: Node) -> bool:
     """Whether a node changes a tensor that it is given."""
     if node.op == "call_method":

@@ -1,7 +1,6 @@
 """What the callbacks share: Slimming that begins with a trainer's training, goes on from its
 checkpoints, and gives the compact network at its end."""
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -50,20 +49,14 @@ class Slimmed:
         self.end()
         optimizer = inner_optimizer(optimizer)
         device = next(network.parameters()).device
-        resumed = self.resumed
-        restored = [copy.deepcopy(one.state_dict()) for one in (network, optimizer) if resumed]
         slim = Slimming(
             network,
             optimizer,
             each(self.inputs, lambda tensor: self.convert(tensor.to(device))),
-            steps=steps,
-            **({"steps_per_epoch": per_epoch} | self.asked),
+            **({"steps": steps, "steps_per_epoch": per_epoch} | self.asked),
         )
-        if resumed is not None:
-            # What was attached may have changed what the trainer had restored.
-            network.load_state_dict(restored[0])
-            optimizer.load_state_dict(restored[1])
-            slim.load_state_dict(resumed)
+        if self.resumed is not None:
+            slim.load_state_dict(self.resumed)
             self.resumed = None
         self.handles.append(optimizer.register_step_post_hook(lambda *_: slim.after_step()))
         self.slim = slim

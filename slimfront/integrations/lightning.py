@@ -13,6 +13,7 @@ from slimfront.trainables.errors import UserError
 
 try:
     import lightning
+    from lightning.pytorch.callbacks import GradientAccumulationScheduler
 except ImportError:
     raise UserError(
         "slimfront.integrations.lightning needs Lightning: pip install 'slimfront[lightning]'"
@@ -43,7 +44,7 @@ class SlimmingCallback(lightning.Callback):
             network: the attribute of the LightningModule that is made compact, such as `model`;
                 the module itself if None.
             options: further ones of `slimfront.Slimming`: `output`, `targets`, `loss`, `seed`,
-                `trained`.
+                `trained`; `steps` and `steps_per_epoch` where Lightning does not know them.
         """
         self.slimmed = Slimmed(inputs, penalties, sparsifier, options)
         self.name = network
@@ -62,12 +63,7 @@ class SlimmingCallback(lightning.Callback):
                 f"SlimmingCallback: the module has {len(trainer.optimizers)} optimisers, and must "
                 "have one; use slimfront.Slimming within its training_step"
             )
-        steps = trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise UserError(
-                "SlimmingCallback: the trainer trains without end, and schedules of sparsifiers "
-                "need one; set max_epochs or max_steps"
-            )
+        steps = self._steps(trainer)
         per_epoch = None
         batches = trainer.num_training_batches
         if batches != float("inf"):
@@ -75,8 +71,39 @@ class SlimmingCallback(lightning.Callback):
             per_epoch = max(1, math.ceil(batches / trainer.accumulate_grad_batches))
         self._go_on(trainer.global_step)
         self.slimmed.convert = trainer.precision_plugin.convert_input
-        self.slimmed.begin(self._network(pl_module), trainer.optimizers[0], int(steps), per_epoch)
+        self.slimmed.begin(self._network(pl_module), trainer.optimizers[0], steps, per_epoch)
         self._add_to_loss(pl_module)
+
+    def _steps(self, trainer: lightning.Trainer) -> int:
+        """How many steps the optimiser is going to take: what was given, or Lightning's estimate.
+
+        Raises:
+            UserError: if neither is there.
+        """
+        given = self.slimmed.asked.get("steps")
+        if given is not None:
+            return int(given)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            is_scheduler = isinstance(callback, GradientAccumulationScheduler)
+            if is_scheduler and len(set(callback.scheduling.values())) > 1:
+                raise UserError(
+                    "SlimmingCallback: gradients are accumulated over other numbers of batches "
+                    "from epoch to epoch, so that it is not known how many steps there will be; "
+                    "give SlimmingCallback steps=, the steps of the optimiser in the whole training"
+                )
+        steps = trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise UserError(
+                "SlimmingCallback: the trainer trains without end, and schedules of sparsifiers "
+                "need one; set max_epochs or max_steps, or give SlimmingCallback steps="
+            )
+        return int(steps)
+
+    @property
+    def state_key(self) -> str:
+        """By which checkpoints know it: several have networks of their own."""
+        own = type(self).__qualname__
+        return own if self.name is None else f"{own} of {self.name}"
 
     def _go_on(self, taken: int) -> None:
         """Where the trainer goes on from earlier steps, has this go on from its own."""

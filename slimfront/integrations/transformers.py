@@ -1,5 +1,6 @@
 """Slimming as a callback of Hugging Face's Trainer."""
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ except ImportError:
         "slimfront.integrations.transformers needs Hugging Face's library: pip install "
         "'slimfront[transformers]'"
     ) from None
+
+log = logging.getLogger(__name__)
 
 FILE = "slimming.pt"
 """In each checkpoint of the trainer: the state of penalties and sparsifier."""
@@ -105,12 +108,19 @@ class SlimmingCallback(transformers.TrainerCallback):
 
     def on_train_end(
         self,
-        args: transformers.TrainingArguments,  # noqa: ARG002
-        state: transformers.TrainerState,  # noqa: ARG002
+        args: transformers.TrainingArguments,
+        state: transformers.TrainerState,
         control: transformers.TrainerControl,  # noqa: ARG002
         **_given: Any,
     ) -> None:
-        """Takes off what was attached."""
+        """Takes off what was attached. Where the trainer has loaded its best checkpoint, masks are
+        those of that."""
+        best = state.best_model_checkpoint
+        if args.load_best_model_at_end and best and self.slimmed.slim is not None:
+            if (Path(best) / FILE).is_file():
+                self.slimmed.slim.load_state_dict(_read(Path(best)))
+            else:
+                log.warning("%s was loaded, and has no %s: masks are those of the end", best, FILE)
         self.slimmed.end()
 
     def compact(
@@ -147,10 +157,14 @@ def _state_of(
         places.insert(0, Path(args.resume_from_checkpoint))
     for place in places:
         if (place / FILE).is_file():
-            found: Mapping[str, Any] = torch.load(place / FILE, weights_only=True)
-            return found
+            return _read(place)
     raise UserError(
         f"SlimmingCallback: training goes on from step {state.global_step}, and there is no {FILE} "
         f"in {places[0]}; resume from a checkpoint that was written with the callback, or begin "
         "anew"
     )
+
+
+def _read(checkpoint: Path) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = torch.load(checkpoint / FILE, weights_only=True)
+    return found

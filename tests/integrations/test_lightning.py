@@ -212,3 +212,44 @@ def test_what_cannot_be_is_refused_in_a_sentence(tmp_path: Path) -> None:
             trainer(tmp_path, slimming).fit(module, loader())
     with pytest.raises(sf.UserError, match="training has not begun"):
         callback().compact()
+
+
+class Endless(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+    def __iter__(self) -> Any:
+        while True:
+            yield from zip(INPUTS, TARGETS, strict=True)
+
+
+def test_data_without_a_length_needs_steps_of_an_epoch_for_a_warmup_alone(tmp_path: Path) -> None:
+    endless: Any = DataLoader(Endless(), batch_size=16)
+    module, slimming = new(), callback()
+    trainer(tmp_path, slimming, epochs=-1, max_steps=8).fit(module, endless)
+    assert slimming.compact().measures["params"] < sum(p.numel() for p in module.parameters())
+    rising = {"layer": {"strength": 1.0, "warmup": 1}}
+    with pytest.raises(sf.UserError, match="give steps_per_epoch"):
+        trainer(tmp_path, callback(penalties=rising), epochs=-1, max_steps=8).fit(new(), endless)
+    given = callback(penalties=rising, steps_per_epoch=4)
+    trainer(tmp_path, given, epochs=-1, max_steps=8).fit(new(), endless)
+    assert given.slimmed.slim.steps_per_epoch == 4
+
+
+def test_accumulation_that_changes_needs_the_number_of_steps(tmp_path: Path) -> None:
+    from lightning.pytorch.callbacks import GradientAccumulationScheduler
+
+    def fit(slimming: Any) -> Any:
+        fitting = trainer(tmp_path, slimming)
+        fitting.callbacks.append(GradientAccumulationScheduler({0: 1, 2: 4}))
+        fitting.fit(new(), loader())
+        return slimming.slimmed.slim
+
+    with pytest.raises(sf.UserError, match="give SlimmingCallback steps="):
+        fit(callback())
+    slim = fit(callback(steps=12))
+    assert slim.step == slim.steps == 12
+
+
+def test_two_networks_of_a_module_have_a_callback_each(tmp_path: Path) -> None:
+    from slimfront.integrations.lightning import SlimmingCallback
+
+    kinds = [SlimmingCallback(INPUTS, network=name) for name in (None, "model", "other")]
+    assert len({kind.state_key for kind in kinds}) == 3

@@ -66,10 +66,13 @@ def trainer(folder: Path, model: Any, slimming: Any, **options: Any) -> Any:
         "seed": 1,
     }
     kind = options.pop("kind", transformers.Trainer)
+    data = options.pop("train_dataset", EXAMPLES)
+    evaluated = options.pop("eval_dataset", None)
     return kind(
         model=model,
         args=transformers.TrainingArguments(**(arguments | options)),
-        train_dataset=EXAMPLES,
+        train_dataset=data,
+        eval_dataset=evaluated,
         callbacks=[slimming],
     )
 
@@ -235,3 +238,82 @@ def test_compact_networks_take_sequences_of_any_length(kind: str) -> None:
         with torch.no_grad():
             wanted, got = network(**given).logits, small.network(**given)
         assert torch.allclose(wanted, got, atol=1e-5 * float(wanted.abs().max()))
+
+
+class Endless(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+    def __iter__(self) -> Any:
+        yield from EXAMPLES * 4
+
+
+@pytest.mark.parametrize("options", [{}, {"penalties": {"node": {"strength": 1e-3, "warmup": 1}}}])
+def test_data_without_a_length_needs_steps_of_an_epoch_for_a_warmup_alone(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    model = new()
+
+    def train(**more: Any) -> Any:
+        slimming = callback(**options, **more)
+        made = trainer(tmp_path, model, slimming, max_steps=4, train_dataset=Endless())
+        made.train()
+        return slimming
+
+    if not options:
+        train()
+        return
+    with pytest.raises(sf.UserError, match="give steps_per_epoch"):
+        train()
+    assert train(steps_per_epoch=2).slimmed.slim.steps_per_epoch == 2
+
+
+def test_the_best_checkpoint_has_its_own_masks(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = new()
+    slimming = callback(penalties=None, sparsifier={"name": "magnitude", "sparsity": 0.9})
+    made = trainer(
+        tmp_path,
+        model,
+        slimming,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=True,  # which the checkpoint after many steps is not
+        save_strategy="steps",
+        eval_strategy="steps",
+        save_steps=4,
+        eval_steps=4,
+        eval_dataset=EXAMPLES,
+        learning_rate=1e-2,
+    )
+    made.train()
+    best = int(made.state.best_model_checkpoint.rpartition("-")[2])
+    assert best < 16
+    small = slimming.compact()
+    model.eval()
+    with torch.no_grad():
+        wanted, got = model(**INPUTS).logits, small.network(**INPUTS)
+    assert torch.allclose(wanted, got, atol=1e-4)
+    assert any(f"{best} of 16 steps were taken" in said for said in caplog.messages)
+
+
+def test_outputs_are_of_the_class_that_the_network_returns() -> None:
+    network = new().eval()
+    for small in (sf.compact(network, INPUTS), sf.prune(network, INPUTS, channels=0.3)):
+        made = small.network(**INPUTS)
+        assert type(made) is type(network(**INPUTS))
+    logits = sf.prune(network, INPUTS, channels=0.3, output="logits").network(**INPUTS)
+    assert torch.equal(logits, made.logits)
+
+
+def test_outputs_that_hold_tensors_unseen_are_refused_with_what_to_do() -> None:
+    import transformers
+
+    config = transformers.GPT2Config(
+        vocab_size=30, n_embd=16, n_layer=1, n_head=2, n_positions=16, bos_token_id=1
+    )
+    network = transformers.GPT2LMHeadModel(config).eval()
+    ids = {"input_ids": INPUTS["input_ids"]}
+    for call in (lambda: sf.compact(network, ids), lambda: sf.prune(network, ids, channels=0.3)):
+        with pytest.raises(sf.UserError, match="DynamicCache within its CausalLMOutput"):
+            call()
+    small = sf.prune(network, ids, channels=0.3, output="logits")
+    assert small.network(**ids).shape == network(**ids).logits.shape

@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 _WITHIN = ("state_dict", "model_state_dict", "model")
 """Where checkpoints of training loops keep the network's state beside other things."""
+_COUNT = "num_batches_tracked"
+"""How many batches a batch norm has seen."""
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "network.")
 """What DistributedDataParallel, torch.compile and modules around a network put before names."""
 
@@ -38,11 +40,24 @@ def load_weights(network: nn.Module, path: str, *, strict: bool = True) -> None:
     given = _fitting(read_weights(path), wanted)
     if not strict:
         given = _of_one_shape(given, wanted)
+    # Versions of torch before 0.4.1 did not count, and torch takes their files.
+    counts = {name for name in wanted.keys() - given.keys() if name.endswith(_COUNT)}
+    given |= {name: wanted[name] for name in counts}
     _check(given, wanted, path, strict=strict)
+    _check_finite(given, path)
     network.load_state_dict(given, strict=False)
     left = wanted.keys() - given.keys()
     if left:
         log.warning("model.weights: %s are not in %s, and are as built", _names(sorted(left)), path)
+
+
+def _check_finite(given: Mapping[str, Tensor], path: str) -> None:
+    for name, tensor in given.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(
+                f"model.weights: '{name}' in {path} has values that are NaN or infinite, so that "
+                "the training that it is of has diverged; take an earlier checkpoint"
+            )
 
 
 State = dict[str, Tensor]
@@ -83,9 +98,12 @@ def read_weights(path: str) -> State:
         ) from None
     state = _state_within(found)
     if not state:
+        has = ""
+        if isinstance(found, Mapping) and found:
+            has = f": it has {_names(map(str, found))}, and none of {_names(_WITHIN)}"
         raise UserError(
-            f"model.weights: {path} holds no state dict, a mapping of names to tensors; save one "
-            "by torch.save(network.state_dict(), path)"
+            f"model.weights: {path} holds no state dict, a mapping of names to tensors{has}; save "
+            "one by torch.save(network.state_dict(), path)"
         )
     return state
 
@@ -182,8 +200,8 @@ def _check_all_there(kind: str, names: Iterable[str], known: Iterable[str], path
     first = others[0]
     more = f", and {len(others) - 1} more such" if len(others) > 1 else ""
     raise UserError(
-        f"model.weights: {path} has {kind} '{first}'{more}; {suggest(first, known)} Set "
-        "model.strict: false to take what fits"
+        f"model.weights: {path} has {kind} '{first}'{more}; set model.strict: false to take "
+        f"what fits; {suggest(first, known)}"
     )
 
 

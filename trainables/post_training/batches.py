@@ -25,6 +25,8 @@ def read(batches: Iterable[Any], *, with_targets: bool) -> list[Batch]:
     Raises:
         UserError: if there is none, one is empty, or one has another form.
     """
+    if isinstance(batches, Tensor | Mapping):
+        batches = [batches]
     found = []
     for given in batches:
         inputs, targets = given, None

@@ -4,13 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from slimfront.trainables.compaction import Compacted, Compaction, compact
 from slimfront.trainables.depth import OUTPUTS, Batch, Loss, find_criterion
 from slimfront.trainables.depth.batch_norms import recalibrate as take_again
 from slimfront.trainables.depth.removal import Asked, without_layers
-from slimfront.trainables.errors import UserError
+from slimfront.trainables.errors import OF_USERS_CODE, UserError, first_line
 from slimfront.trainables.inputs import Several
 from slimfront.trainables.options import validated
 from slimfront.trainables.post_training.amount import Amount
@@ -48,7 +49,8 @@ def prune(
     Args:
         network: a trained network, which torch.fx can trace, or torch.export.
         batches: an iterable that is read once: inputs (N, …), each a tensor, or a tuple or a
-            mapping of tensors as `network` takes them; with `loss` pairs of inputs and targets.
+            mapping of tensors as `network` takes them; with `loss` pairs of inputs and targets. A
+            tensor, or a mapping of tensors, is one batch.
             Some hundreds of examples are enough; all are in memory at once.
         channels: the share of the channels, units and heads that can be removed, of which those go
             that are worth least: by |w · ∂loss/∂w| with a loss, else by their norm.
@@ -91,7 +93,7 @@ def prune(
         made,
         given,
         amount,
-        loss,
+        None if loss is None else _explained(loss),
         criterion=criterion,
         exclude=tuple(exclude),
         recalibrate=recalibrate,
@@ -101,6 +103,21 @@ def prune(
     if not isinstance(inputs, Several):
         return found
     return replace(found, network=ByArguments(found.network, list(inputs.named)).eval())
+
+
+def _explained(loss: Loss) -> Loss:
+    """The loss, whose mistakes are told in a sentence."""
+
+    def explained(outputs: Any, targets: Any) -> Any:
+        try:
+            return loss(outputs, targets)
+        except torch.OutOfMemoryError:
+            raise
+        except OF_USERS_CODE as error:
+            kind = type(error).__name__
+            raise UserError(f"prune: the loss raised {kind}: {first_line(error)}") from error
+
+    return explained
 
 
 def check_criterion(amount: Amount, criterion: str | None) -> None:

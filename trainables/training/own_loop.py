@@ -168,7 +168,7 @@ class OwnTraining(Training):
         self.own_state: Any = None
         self.slim: Slimming | None = None
         self.resumed: Mapping[str, Any] | None = None
-        """What the checkpoint has of the network and of `slim`, for when that is made."""
+        """What the checkpoint has of `slim`, for when that is made."""
         self.reporting: nn.Module | None = None
         self.metrics: dict[str, Number] = {}
         self.thread: threading.Thread | None = None
@@ -296,9 +296,7 @@ class OwnTraining(Training):
             **({"steps_per_epoch": self.steps_per_epoch()} | dict(options)),
         )
         if self.resumed is not None:
-            # What was attached may have changed the weights, which are those of the checkpoint.
-            self.model.load_state_dict(self.resumed["model"])
-            self.slim.load_state_dict(self.resumed["slimming"])
+            self.slim.load_state_dict(self.resumed)
         return self.slim
 
     def finish(self, *arguments: Any, **options: Any) -> Any:
@@ -331,7 +329,7 @@ class OwnTraining(Training):
         super().load_state_dict(state)
         self.own_state = state["own"]
         if state["slimming"] is not None:
-            self.resumed = {"model": state["model"], "slimming": state["slimming"]}
+            self.resumed = state["slimming"]
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:

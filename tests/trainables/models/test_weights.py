@@ -1,6 +1,7 @@
 """Networks that start from trained weights: the files that people have are read, as data, and what
 does not fit is named."""
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -105,6 +106,8 @@ def without(*names: str) -> dict[str, torch.Tensor]:
         (".pt", STATE | {"head.weight": torch.ones(2)}, "has an unknown 'head.weight'"),
         (".pt", STATE | {"1.weight": torch.ones(8, 32)}, "has the shape (8, 32)"),
         (".pt", {"a": torch.ones(2)}, "it has 'a', and the network '1.weight'"),
+        (".pt", {"ema": STATE}, "it has 'ema', and none of 'state_dict', 'model_state_dict'"),
+        (".pt", STATE | {"1.bias": STATE["1.bias"] * math.nan}, "'1.bias' in"),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_a_sentence(
@@ -123,6 +126,18 @@ def test_what_cannot_be_used_is_refused_in_a_sentence(
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
+
+
+def test_what_batch_norms_count_may_be_missing_as_in_old_files(tmp_path: Path) -> None:
+    def normed() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+
+    made = normed()
+    state = {name: value for name, value in made.state_dict().items() if "num_batches" not in name}
+    torch.save(state, tmp_path / "old.pt")
+    other = normed()
+    load_weights(other, str(tmp_path / "old.pt"))
+    assert torch.equal(other[0].weight, made[0].weight)
 
 
 def test_what_fits_is_taken_where_that_is_asked_for(tmp_path: Path) -> None:

@@ -308,6 +308,32 @@ def test_an_iterator_is_read_once_and_excluded_layers_stay(network: nn.Module) -
     assert made.network.conv1.out_channels == 8
 
 
+def test_a_tensor_or_a_mapping_is_one_batch(network: nn.Module) -> None:
+    images = torch.cat([x for x, _ in batches()])
+    made = sf.prune(network, images, channels=0.5)
+    assert made.report.after["params"] < 0.6 * count(network)
+    by_name = sf.prune(Named(), {"image": images, "scale": images}, channels=0.5)
+    assert by_name.report.after["params"] < 0.6 * count(Named())
+
+
+class Named(nn.Module):
+    """Two inputs by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.LazyConv2d(16, 3), nn.Linear(16, 2)
+        self.first(torch.zeros(1, *next(iter(batches()))[0].shape[1:]))
+
+    def forward(self, image: Tensor, scale: Tensor) -> Tensor:
+        made: Tensor = self.last(self.first(image * scale).relu().mean((2, 3)))
+        return made
+
+
+def test_mistakes_of_the_loss_are_told_in_a_sentence(network: nn.Module) -> None:
+    with pytest.raises(sf.UserError, match="prune: the loss raised TypeError: "):
+        sf.prune(network, batches(), channels=0.5, loss=lambda outputs: outputs)  # type: ignore[misc, arg-type]
+
+
 X = torch.randn(8, 1, 8, 8)
 Y = torch.zeros(8, dtype=torch.long)
 

@@ -332,6 +332,75 @@ def test_a_continued_loop_equals_an_uninterrupted_one() -> None:
         assert torch.equal(mine, theirs)
 
 
+@pytest.mark.parametrize("name", ["rigl", "set", "granet", "random", "snip", "lottery"])
+@pytest.mark.parametrize("first", ["all", "network", "slimming"])
+def test_a_loop_goes_on_in_whichever_order_states_are_loaded(name: str, first: str) -> None:
+    options: dict[str, Any] = {
+        "steps": 20,
+        "sparsifier": {"name": name, "sparsity": 0.7},
+        "targets": TARGETS,
+        "loss": nn.functional.cross_entropy,
+        "seed": 3,
+    }
+    if name in ("rigl", "set", "granet"):
+        options["sparsifier"]["every"] = 4
+
+    def begin(loaded: list[Any] | None = None) -> tuple[nn.Module, Any, sf.Slimming]:
+        network = perceptron()
+        optimizer = adam(network)
+        if loaded and first in ("all", "network"):
+            network.load_state_dict(loaded[0])
+        if loaded and first == "all":
+            optimizer.load_state_dict(loaded[1])
+        slim = sf.Slimming(network, optimizer, INPUTS, **options)
+        if loaded and first == "slimming":
+            network.load_state_dict(loaded[0])
+        if loaded and first != "all":
+            optimizer.load_state_dict(loaded[1])
+        if loaded:
+            slim.load_state_dict(loaded[2])
+        return network, optimizer, slim
+
+    whole = begin()
+    run(*whole, 20)
+    half = begin()
+    run(*half, 9)
+    states = copy.deepcopy([part.state_dict() for part in half])
+    kept = copy.deepcopy(states)
+    other = begin(states)
+    for name_of, parameter in other[0].state_dict().items():
+        assert torch.equal(parameter, kept[0][name_of])
+    run(*other, 11)
+    for mine, theirs in zip(whole[0].parameters(), other[0].parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("name", ["magnitude", "rigl", "random", "nm"])
+@pytest.mark.parametrize("kind", ["spectral_norm", "weight_norm", "old weight_norm"])
+def test_weights_that_are_computed_are_refused_or_excluded(name: str, kind: str) -> None:
+    network = perceptron()
+    norms = {
+        "spectral_norm": nn.utils.parametrizations.spectral_norm,
+        "weight_norm": nn.utils.parametrizations.weight_norm,
+        "old weight_norm": nn.utils.weight_norm,
+    }
+    network[2] = norms[kind](network[2])
+    asked: dict[str, Any] = {"name": name}
+    if name != "nm":
+        asked["sparsity"] = 0.5
+    if name == "rigl":
+        asked["every"] = 2
+    before = {key: value.clone() for key, value in network.named_parameters()}
+    with pytest.raises(sf.UserError, match=rf"sparsifier {name}: '2\.weight' is computed"):
+        sf.Slimming(network, adam(network), INPUTS, steps=10, sparsifier=asked)
+    for key, value in network.named_parameters():
+        assert torch.equal(value, before[key])
+    optimizer = adam(network)
+    slim = sf.Slimming(network, optimizer, INPUTS, steps=10, sparsifier=asked | {"exclude": ["2"]})
+    run(network, optimizer, slim, 10)
+    slim.compact()
+
+
 @pytest.mark.parametrize("change", ["shape", "name"])
 def test_a_state_that_does_not_fit_changes_nothing(change: str) -> None:
     network = perceptron()

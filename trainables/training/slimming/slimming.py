@@ -41,6 +41,7 @@ from slimfront.trainables.training.slimming.arguments import (
     shapes,
     unwrapped,
 )
+from slimfront.trainables.training.slimming.as_given import AsGiven
 from slimfront.trainables.training.slimming.what_acts import RisingRate, WhatActs
 
 log = logging.getLogger(__name__)
@@ -140,7 +141,9 @@ class Slimming(AbstractContextManager["Slimming"]):
             broadcast_from_rank0=broadcast,
             trained=trained,
         )
+        self._as_given = AsGiven(self.network, optimizer)
         self.acting = Acting(asked, view, sample, setting)
+        self._as_given.attached()
         self.step = 0
         self._asked = asked
         self._sample = sample
@@ -210,6 +213,7 @@ class Slimming(AbstractContextManager["Slimming"]):
         self.acting.after_step(self.step, step_sizes(self.optimizer))
         self._rise.say_if_far()
         self._what_acts.steps.called()
+        self._as_given.forget()
         self.step += 1
         self._watch()
 
@@ -313,7 +317,8 @@ class Slimming(AbstractContextManager["Slimming"]):
         if changed:
             log.warning(
                 "weights that the sparsifier has zeroed were not 0 any more, as where an average "
-                "of weights took the network's place, and were zeroed again: %s",
+                "of weights took the network's place, or weights of an earlier step were loaded "
+                "without the state of Slimming then; they were zeroed again: %s",
                 first_few(changed),
             )
 
@@ -330,8 +335,8 @@ class Slimming(AbstractContextManager["Slimming"]):
         return {"step": self.step, "sparsifier": masks, "strengths": strengths}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues bit-exactly where `state_dict` was taken, once the network's and the
-        optimiser's are loaded.
+        """Continues bit-exactly where `state_dict` was taken, with the network's and the
+        optimiser's, which may be loaded before Slimming is made, or after it.
 
         Strengths and options are those that Slimming was made with, but for relative strengths,
         which are relative to the weights that the training began with.
@@ -349,6 +354,7 @@ class Slimming(AbstractContextManager["Slimming"]):
             )
         if self.sparsifier is not None:
             own = self.sparsifier.state_dict()
+            self._as_given.restore()
             try:
                 self.sparsifier.load_state_dict(masks)
             except (KeyError, RuntimeError, ValueError) as error:

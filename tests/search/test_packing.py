@@ -136,6 +136,14 @@ def test_candidates_that_do_not_pack_are_refused_where_packs_are_asked_for(tmp_p
         small_config(tmp_path, resources={"pack": 4, "cpu": 2, "processes": 2})
 
 
+@pytest.mark.parametrize("size", [4, "auto"])
+def test_a_teacher_that_is_trained_first_is_no_reason_not_to_pack(
+    tmp_path: Path, size: int | str
+) -> None:
+    made = pack(packed(tmp_path, size, 40, distill={"teacher": "baseline"}))
+    assert made.size == 4 or size == "auto"
+
+
 def dropping() -> Any:
     """A network with dropout."""
     from torch import nn

@@ -162,6 +162,11 @@ def test_what_makes_no_sense_is_refused(changes: dict[str, Any], said: str) -> N
     assert said in str(caught.value)
 
 
+def test_arguments_that_the_function_does_not_take_are_refused_before_training() -> None:
+    with pytest.raises(sf.UserError, match=r"got an unexpected keyword argument 'nosuch'; it is"):
+        OwnTraining(candidate(training={"args": {"nosuch": 1}}))
+
+
 def test_it_is_not_packed() -> None:
     assert "a function of your own" in str(packable(candidate()))
 

@@ -17,6 +17,7 @@ from slimfront.trainables.depth.base import OUTPUTS, Batch, Loss, find_criterion
 from slimfront.trainables.depth.target import Judge, Target
 from slimfront.trainables.errors import UserError, first_few
 from slimfront.trainables.measures.latency import Latency
+from slimfront.trainables.options import suggest
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ def worth_least(
     kind = find_criterion(asked.criterion)
     judge = kind(graph, batches, loss)
     enough = _enough(graph, batches, asked)
+    _check_names(graph, asked)
     steps: list[Step] = []
     while (missing := enough(graph, len(steps))) is not None:
         layers = whole_layers(graph, sample)
@@ -110,6 +112,20 @@ def worth_least(
         step: Step = (chosen.name, "pruned", f"{chosen.what}: {judge.told(least)}")
         steps.append(step)
         yield chosen, step
+    if not steps:
+        log.warning("%s: no layer goes, since the network meets it as it is", asked.words)
+
+
+def _check_names(graph: GraphModule, asked: Asked) -> None:
+    """Raises UserError if a name that is to stay is of nothing in the network."""
+    known = {name for name, _ in graph.named_modules() if name}
+    for name in asked.exclude:
+        within = any(other.startswith(f"{name}.") for other in known)
+        if name not in known and not within:
+            raise UserError(
+                f"{asked.words}: exclude: '{name}' is no layer of the network; "
+                f"{suggest(name, known)}"
+            )
 
 
 def _enough(

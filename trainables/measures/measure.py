@@ -24,7 +24,10 @@ from slimfront.trainables.structure.tracing.trace import trace
 from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.torch_internals import without_compiler
 
-_WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_WEIGHT_LAYERS = (
+    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 
 MEASURES = tuple(name for name, known in KNOWN.items() if not known.asked)
 """The names of the measures that are always taken."""

@@ -85,7 +85,7 @@ def write_onnx(network: nn.Module, data: Dataset, path: Path) -> None:
     save(whole, raw, path, "onnx")
 
 
-def load(path: Path, device: str = "cpu") -> nn.Module:
+def load(path: Path | str, device: str = "cpu") -> nn.Module:
     """A network that was written by `save`, by the suffix of its file; it takes raw inputs (N,
     *input_shape).
 
@@ -96,6 +96,7 @@ def load(path: Path, device: str = "cpu") -> nn.Module:
     Raises:
         UserError: if there is no such file, its suffix is none of ours, or it cannot be read.
     """
+    path = Path(path)
     kind = _SUFFIXES.get(path.suffix)
     if kind is None:
         known = ", ".join(_SUFFIXES)

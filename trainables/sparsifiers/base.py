@@ -113,6 +113,15 @@ def why_not_computed(sparsifier: str, weight: str) -> str:
     )
 
 
+def frozen_growth(options: "Sparsifier", model: nn.Module) -> list[str]:
+    """The weights that a sparsifier would move and that are not trained: what grows there stays
+    0."""
+    if not options.grows:
+        return []
+    weights = taking_part(model, options.exclude)
+    return [f"'{name}'" for name, weight in weights.items() if not weight.requires_grad]
+
+
 def out_of_reach(model: nn.Module, masked: Iterable[str] = ()) -> dict[str, int]:
     """The matrices that no sparsifier acts on, by parameter name with their number of weights:
     embeddings and the like; those that are `masked` are acted on all the same."""
@@ -162,6 +171,9 @@ class Sparsifier(Options):
     """Options of a sparsifier. `exclude` names layers that stay dense: `first`, `last`, or by name.
     Biases are never dropped."""
 
+    grows: ClassVar[bool] = False
+    """Whether weights that were 0 may be trained later, so that it makes no sense for frozen
+    ones."""
     needs_training: ClassVar[bool] = False
     """Whether it chooses by what happens in a training, so that it cannot act on a network that is
     not trained."""
@@ -236,6 +248,12 @@ class ActiveSparsifier:
         seed = setting.seed + _MASK_STREAM
         self.generator = torch.Generator()
         self.generator.manual_seed(seed % 2**63)
+
+    def before_batch(self, step: int) -> None:
+        """Called before the forward pass of training step `step`, of each part of its batch."""
+
+    def close(self) -> None:
+        """Called when it is not needed any more: leaves the network as it is."""
 
     def before_step(self, step: int) -> None:
         """Called between the backward pass and the optimiser's step of training step `step` (from

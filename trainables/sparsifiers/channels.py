@@ -135,6 +135,8 @@ _RANKS: dict[str, Callable[[Sequence[AnyGroup], Parameters], Rank]] = {
     "batch-norm": _by_batch_norm,
 }
 
+_BY_GRADIENTS = ("gate", "taylor")
+"""The importances that need gradients."""
 _REMEMBERED = 0.8
 """How much of the importance by gates stays from one update to the next: about five batches
 count."""
@@ -298,6 +300,10 @@ class ActiveChannels(ActiveSparsifier):
         self.parameters = dict(model.named_parameters(remove_duplicate=False))
         ranked_by = _RANKS[options.importance]
         self.rank = ranked_by(groups, self.parameters)
+        self.opened: list[nn.Parameter] = []
+        """Frozen parameters that have gradients in this step, for their channels to be ranked."""
+        self.frozen_gradients: list[tuple[nn.Parameter, Tensor | None]] = []
+        """Those gradients, which the optimiser must not see."""
         self.gates: Tensors = {}
         """The importance by gates that is remembered, (units,) by the name of the group."""
         self.costs: UnitCosts | None = None
@@ -326,11 +332,55 @@ class ActiveChannels(ActiveSparsifier):
         """Whether channels go."""
         return self.updates.due(step)
 
+    def before_batch(self, step: int) -> None:
+        """Has frozen parameters get gradients where channels are ranked by those after this
+        step."""
+        if not self.due(step) or self.options.importance not in _BY_GRADIENTS:
+            return
+        for group in self.groups:
+            for name in (*group.writers, *group.readers):
+                parameter = self.parameters.get(name)
+                if parameter is None or parameter.requires_grad:
+                    continue
+                if parameter.is_floating_point():
+                    parameter.requires_grad_(True)
+                    self.opened.append(parameter)
+
+    def before_step(self, step: int) -> None:
+        """Keeps the gradients of frozen parameters from the optimiser."""
+        if self.opened:
+            self.frozen_gradients = [(one, one.grad) for one in self.opened]
+            self.close()
+        super().before_step(step)
+
+    def close(self) -> None:
+        """Frozen parameters are frozen again."""
+        for parameter in self.opened:
+            parameter.grad = None
+            parameter.requires_grad_(False)
+        self.opened = []
+
     def update(self, step: int) -> None:
-        """Zeroes the least important channels."""
+        """Zeroes the least important channels.
+
+        Raises:
+            UserError: if there are frozen parameters, and nobody has looked at the gradients.
+        """
+        if self.opened:
+            self.close()
+            raise UserError(
+                "sparsifier channels: channels of frozen layers are ranked by the gradients of the "
+                "step, and before_step was not called; call it between the backward pass and the "
+                "optimiser's step"
+            )
         progress = self.updates.progress(step)
         sparsity = cubic_sparsity(progress, self.options.sparsity)
+        for parameter, gradient in self.frozen_gradients:
+            parameter.grad = gradient
         now = self.scores()
+        for parameter, _ in self.frozen_gradients:
+            parameter.grad = None
+        self.frozen_gradients = []
         scores = self._remembered(now)
         self.drop(scores, sparsity)
 

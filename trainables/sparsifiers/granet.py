@@ -29,6 +29,7 @@ class GraNet(Scheduled):
     `initial_sparsity` starts at the target.
     """
 
+    grows: ClassVar[bool] = True
     needs_training: ClassVar[bool] = True
 
     name: Literal["granet"] = "granet"

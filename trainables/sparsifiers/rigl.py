@@ -82,6 +82,7 @@ class RigL(Scheduled):
     """RigL: every `every` steps (ΔT) until `end`, the share `drop` (α, decaying on a cosine) of
     each layer's weights moves."""
 
+    grows: ClassVar[bool] = True
     needs_training: ClassVar[bool] = True
 
     name: Literal["rigl"] = "rigl"

@@ -27,6 +27,7 @@ class SET(Scheduled):
     New weights are drawn normally, with the standard deviation of the layer's initial weights.
     """
 
+    grows: ClassVar[bool] = True
     needs_training: ClassVar[bool] = True
 
     name: Literal["set"] = "set"

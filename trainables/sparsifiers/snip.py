@@ -34,6 +34,8 @@ def sensitivities(
     """|w · ∂loss/∂w| of the prunable weights, on the task loss of one batch; `model` and its
     gradients are left alone."""
     twin = copied(model).train()
+    for parameter in twin.parameters():  # those that are frozen count too
+        parameter.requires_grad_(parameter.is_floating_point())
     weights = prunable_weights(twin)
     gpus = gpus_among(inputs.device)
     with torch.random.fork_rng(devices=gpus):

@@ -6,6 +6,7 @@ only with channel c of the others.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,8 +124,7 @@ def channel_groups(
     are left out.
 
     Args:
-        network: with parameters that have gradients; it is run once on `inputs`, in evaluation
-            mode.
+        network: it is run once on `inputs`, in evaluation mode; frozen parameters count too.
         inputs: (N, *input_shape), N ≥ 1.
         endless: gets the names of layers that are left out since no end is found of what goes with
             their channels.
@@ -135,7 +135,8 @@ def channel_groups(
     if endless is None:
         endless = []
     try:
-        graph = _graph(network, inputs)
+        with _with_gradients(network):
+            graph = _graph(network, inputs)
         groups = _groups(network, graph, endless)
         _let_go(graph)
     except Exception as error:  # Torch-Pruning raises many kinds on a network that it does not know
@@ -144,6 +145,21 @@ def channel_groups(
             f"Torch-Pruning cannot analyse the network, to find which channels go together ({said})"
         ) from error
     return groups
+
+
+@contextmanager
+def _with_gradients(network: nn.Module) -> Iterator[None]:
+    """Within, frozen parameters have gradients, by which Torch-Pruning follows a network."""
+    frozen = []
+    for parameter in network.parameters():
+        if parameter.is_floating_point() and not parameter.requires_grad:
+            frozen.append(parameter)
+            parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 def remove_units(network: nn.Module, inputs: Tensor, dead: dict[str, Tensor]) -> None:

@@ -47,7 +47,7 @@ class Compared:
         smallest = torch.finfo(torch.float64).tiny
         scale = scale.clamp_min(smallest)
         relative = self.apart / scale
-        return float(relative.max())
+        return float(relative.detach().max())
 
 
 def _by_kind(wanted: Any, got: Any) -> float | None:

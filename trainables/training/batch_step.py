@@ -167,6 +167,7 @@ class BatchStep(CandidateSetup):
         size = self.options.batch_size
         parts = zip(inputs.split(size), targets.split(size), strict=True)
         task = self.taught.task
+        self.sparsifier.before_batch(0)
         with evaluating(self.model):
             for part, wanted in parts:
                 outputs = self.model(part)

@@ -23,7 +23,7 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> None:
     if patterns and not any(trained):
         raise UserError(
             "training.freeze: it names all parameters of the network, and none is left to train; "
-            "set training.epochs: 0 to prune the network as it is"
+            "leave it out, with training.epochs: 0 to prune the network as it is"
         )
 
 

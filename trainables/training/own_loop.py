@@ -1,6 +1,7 @@
 """A training loop of the user's as the training of a candidate: a function that is called with a
 `Trial`, in a thread that waits whenever it has reported."""
 
+import inspect
 import io
 import math
 import pickle
@@ -164,6 +165,7 @@ class OwnTraining(Training):
         self.asked = candidate
         path = str(candidate.training.factory)
         self.function: Function = import_by_path(path, "training factory")
+        _check_arguments(self.function, path, candidate.training.args)
         self.threads = torch.get_num_threads()
         self.own_state: Any = None
         self.slim: Slimming | None = None
@@ -330,6 +332,21 @@ class OwnTraining(Training):
         self.own_state = state["own"]
         if state["slimming"] is not None:
             self.resumed = state["slimming"]
+
+
+def _check_arguments(function: Function, path: str, given: Mapping[str, Any]) -> None:
+    """Raises UserError if a function does not take a trial and these arguments."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # of one that is not written in Python
+        return
+    try:
+        signature.bind(None, **given)
+    except TypeError as error:
+        raise UserError(
+            f"training.factory '{path}' is called with the trial and training.args, and {error}; "
+            f"it is {path.rpartition(':')[2]}{signature}"
+        ) from None
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:

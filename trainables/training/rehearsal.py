@@ -28,7 +28,7 @@ from slimfront.trainables.penalties.node import NodeSparsity
 from slimfront.trainables.shipping.formats import why_not_exported
 from slimfront.trainables.shipping.int8 import as_int8
 from slimfront.trainables.shipping.network_file import check_storable, restore, store
-from slimfront.trainables.sparsifiers.base import out_of_reach
+from slimfront.trainables.sparsifiers.base import frozen_growth, out_of_reach
 from slimfront.trainables.structure.agreement import Probe, difference, outputs
 from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.structure.graph import Layer
@@ -201,8 +201,17 @@ class _Rehearsal:
     def _name_what_stays_dense(self) -> None:
         """Warns of layers that no sparsifier reaches: its sparsity counts the others alone."""
         sparsifier = self.training.sparsifier
-        if sparsifier is None:
+        options = self.training.candidate.sparsifier
+        if sparsifier is None or options is None:
             return
+        frozen = frozen_growth(options, self.model)
+        if frozen:
+            log.warning(
+                "sparsifier %s moves weights, and what it grows in frozen layers stays 0; set "
+                "sparsifier.exclude to these layers: %s",
+                options.name,
+                first_few(frozen),
+            )
         dense = out_of_reach(self.model, sparsifier.masks)
         total = sum(parameter.numel() for parameter in self.model.parameters())
         if not dense:

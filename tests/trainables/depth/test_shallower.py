@@ -45,6 +45,15 @@ def test_layers_go_before_the_refit_and_are_named() -> None:
     assert smaller.history[1]["train_loss"] != whole.history[1]["train_loss"]
 
 
+def test_a_name_of_no_layer_is_refused_and_a_target_that_is_met_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(UserError, match="exclude: 'nowhere' is no layer of the network"):
+        train(resnet(depth={"layers": 1, "exclude": ["nowhere"]}))
+    train(resnet(depth={"target": {"layers": 100}}))
+    assert any("no layer goes" in message for message in caplog.messages)
+
+
 def test_what_is_excluded_stays() -> None:
     first = gone(train(resnet(depth={"layers": 1})).compacted.report.steps)
     others = gone(train(resnet(depth={"layers": 1, "exclude": first})).compacted.report.steps)

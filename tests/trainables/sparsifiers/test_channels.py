@@ -356,3 +356,100 @@ def test_channels_of_a_trained_network_go_early_unless_it_is_said_when() -> None
     assert last_update(trained=True, start=0.1) == 70
     with pytest.raises(UserError, match=r"start \(0.8\) is after end \(0.7\)"):
         last_update(trained=True, start=0.8)
+
+
+def frozen_perceptron(frozen: bool) -> nn.Sequential:
+    torch.manual_seed(0)
+    made = nn.Sequential(
+        *(nn.Linear(20, 24), nn.BatchNorm1d(24), nn.ReLU()),
+        *(nn.Linear(24, 24), nn.BatchNorm1d(24), nn.ReLU()),
+        nn.Linear(24, 4),
+    )
+    if frozen:
+        for layer in made[:6]:
+            layer.requires_grad_(False)
+    return made
+
+
+def slimmed(frozen: bool, importance: str, *, before_step: bool = True) -> Slimming:
+    """After the first channels went, in the first step."""
+    model = frozen_perceptron(frozen)
+    inputs = torch.randn(64, 20, generator=torch.Generator().manual_seed(1))
+    optimizer = torch.optim.SGD(model.parameters(), 0.0, momentum=0.9)
+    slim = Slimming(
+        model,
+        optimizer,
+        inputs,
+        steps=4,
+        sparsifier={
+            **{"name": "channels", "sparsity": 0.5, "of": "params", "importance": importance},
+            **{"start": 0.0, "end": 0.0},
+        },
+    )
+    wanted = inputs[:, :4].argmax(1)
+    nn.functional.cross_entropy(model(inputs), wanted).backward()
+    if before_step:
+        slim.before_step()
+    optimizer.step()
+    slim.after_step()
+    return slim
+
+
+@pytest.mark.parametrize("importance", ["gate", "taylor", "norm"])
+def test_channels_of_frozen_layers_are_ranked_as_if_they_were_trained(importance: str) -> None:
+    free, frozen = (slimmed(frozen, importance) for frozen in (False, True))
+    assert free.sparsifier is not None
+    assert frozen.sparsifier is not None
+    for name, mask in free.sparsifier.masks.items():
+        assert torch.equal(mask, frozen.sparsifier.masks[name])
+    before = dict(frozen_perceptron(True).named_parameters())
+    for name, parameter in frozen.network.named_parameters():
+        assert parameter.requires_grad == before[name].requires_grad
+        if not parameter.requires_grad:
+            assert parameter.grad is None
+            assert torch.equal(parameter[parameter != 0], before[name][parameter != 0])
+
+
+def test_frozen_layers_are_never_trained_for_being_ranked() -> None:
+    with pytest.raises(UserError, match="before_step was not called"):
+        slimmed(True, "gate", before_step=False)
+    slim = slimmed(True, "gate")
+    slim.close()
+    assert not any(parameter.requires_grad for parameter in slim.network[:6].parameters())  # type: ignore[index]
+
+
+def test_snip_counts_frozen_layers_too() -> None:
+    masks = []
+    for frozen in (False, True):
+        model = frozen_perceptron(frozen)
+        inputs = torch.randn(64, 20, generator=torch.Generator().manual_seed(1))
+        slim = Slimming(
+            model,
+            torch.optim.SGD(model.parameters(), 0.1),
+            inputs,
+            steps=4,
+            sparsifier={"name": "snip", "sparsity": 0.5},
+            targets=inputs[:, :4].argmax(1),
+            loss=nn.functional.cross_entropy,
+        )
+        assert slim.sparsifier is not None
+        masks.append(slim.sparsifier.masks)
+    for name, mask in masks[0].items():
+        assert torch.equal(mask, masks[1][name])
+
+
+@pytest.mark.parametrize("name", ["rigl", "set", "granet", "magnitude"])
+def test_what_cannot_grow_in_frozen_layers_is_said(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = frozen_perceptron(True)
+    asked = {"name": name, "sparsity": 0.6, "every": 2}
+    Slimming(
+        model,
+        torch.optim.SGD(model.parameters(), 0.1),
+        torch.randn(8, 20),
+        steps=20,
+        sparsifier=asked,
+    )
+    said = [message for message in caplog.messages if "stays 0" in message]
+    assert len(said) == (name != "magnitude")

@@ -54,11 +54,13 @@ class Acting:
             raise
 
     def watch(self, step: int, epoch: float) -> None:
-        """Tells the penalties which step comes: called before its forward pass."""
+        """Tells penalties and sparsifier which step comes: called before its forward pass."""
         pairs = zip(self.penalties, self.penalty_options, strict=True)
         for penalty, options in pairs:
             scale = options.scale(epoch)
             penalty.before_batch(step, scale)
+        if self.sparsifier is not None:
+            self.sparsifier.before_batch(step)
 
     def losses(self) -> list[Tensor]:
         """What the penalties add to the loss after a forward pass, a scalar each."""
@@ -85,6 +87,8 @@ class Acting:
             self.sparsifier.after_step(step)
 
     def close(self) -> None:
-        """Takes the penalties' hooks off the network."""
+        """Takes off the network what was attached to it."""
         for penalty in self.penalties:
             penalty.close()
+        if self.sparsifier is not None:
+            self.sparsifier.close()

@@ -13,7 +13,7 @@ from slimfront.trainables.errors import UserError, first_few
 from slimfront.trainables.penalties import ActivePenalty, Penalty
 from slimfront.trainables.penalties.base import ActiveGroups, GroupPenalty
 from slimfront.trainables.penalties.cka import ActiveFeatures
-from slimfront.trainables.sparsifiers.base import out_of_reach
+from slimfront.trainables.sparsifiers.base import frozen_growth, out_of_reach
 from slimfront.trainables.training.optimizers import step_sizes
 from slimfront.trainables.training.slimming.acting import Acting, Asked
 
@@ -129,7 +129,7 @@ class WhatActs:
         for name, penalty in self.penalties.items():
             _refuse_idle(name, penalty, asked.penalties[name], optimizer)
         self._say_what_is_off(asked)
-        self._say_what_stays_dense()
+        self._say_what_stays_dense(asked)
         self.steps = StepsTaken(optimizer)
 
     @property
@@ -145,9 +145,20 @@ class WhatActs:
         if sparsifier is not None and not sparsifier.on:
             log.warning("the sparsifier does nothing: its sparsity is 0")
 
-    def _say_what_stays_dense(self) -> None:
+    def _say_what_cannot_grow(self, asked: Asked) -> None:
+        assert asked.sparsifier is not None
+        frozen = frozen_growth(asked.sparsifier, self.network)
+        if frozen:
+            log.warning(
+                "the sparsifier moves weights, and what it grows in layers that are not trained "
+                "stays 0; exclude them: %s",
+                first_few(frozen),
+            )
+
+    def _say_what_stays_dense(self, asked: Asked) -> None:
         if self.acting.sparsifier is None:
             return
+        self._say_what_cannot_grow(asked)
         dense = out_of_reach(self.network, self.acting.sparsifier.masks)
         if dense:
             log.warning(

@@ -13,6 +13,7 @@ from slimfront.trainables.structure.coupling.known import (
     Known,
     compressed,
     found_in,
+    has_tensors,
     is_unit_map,
     varying,
 )
@@ -138,7 +139,7 @@ class Walk:
 
     def varies(self, value: Any) -> bool:
         """Whether a node makes other numbers of inputs of other sizes; False for what is none."""
-        if not isinstance(value, Node):
+        if not isinstance(value, Node) or has_tensors(self.made[value]):
             return False
         return any(there[value] != self.made[value] for there in self.elsewhere)
 

@@ -76,6 +76,7 @@ def test_of_two_networks_of_a_size_the_worse_one_stops(job: str) -> None:
         assert found == decisions
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.timeout(180)
 def test_a_search_stops_the_trials_with_the_larger_error(tmp_path: Path) -> None:

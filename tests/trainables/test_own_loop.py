@@ -199,6 +199,7 @@ def test_a_search_of_a_function_has_a_front_that_ships(tmp_path: Path) -> None:
     assert exported.shipment.difference < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_function_that_returns_early_has_its_last_network_pruned(tmp_path: Path) -> None:
     config = small_config(

@@ -44,7 +44,8 @@ def load_weights(network: nn.Module, path: str, *, strict: bool = True) -> None:
     counts = {name for name in wanted.keys() - given.keys() if name.endswith(_COUNT)}
     given |= {name: wanted[name] for name in counts}
     _check(given, wanted, path, strict=strict)
-    _check_finite(given, path)
+    trained = dict(network.named_parameters(remove_duplicate=False))
+    _check_finite({name: value for name, value in given.items() if name in trained}, path)
     network.load_state_dict(given, strict=False)
     left = wanted.keys() - given.keys()
     if left:
@@ -52,6 +53,8 @@ def load_weights(network: nn.Module, path: str, *, strict: bool = True) -> None:
 
 
 def _check_finite(given: Mapping[str, Tensor], path: str) -> None:
+    """Raises UserError for parameters that are no numbers; buffers, such as masks, may be
+    infinite."""
     for name, tensor in given.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise UserError(

@@ -128,6 +128,13 @@ def test_what_cannot_be_used_is_refused_in_a_sentence(
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_mask_may_be_infinite(tmp_path: Path) -> None:
+    made = nn.Sequential(nn.Linear(4, 4))
+    made.register_buffer("mask", torch.full((4, 4), -math.inf).triu(1))
+    torch.save(made.state_dict(), tmp_path / "masked.pt")
+    load_weights(made, str(tmp_path / "masked.pt"))
+
+
 def test_what_batch_norms_count_may_be_missing_as_in_old_files(tmp_path: Path) -> None:
     def normed() -> nn.Module:
         return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))

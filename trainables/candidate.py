@@ -290,6 +290,14 @@ class Candidate(Options):
         """The measures of the user's."""
         return [measure for measure in self.measures if isinstance(measure, OwnMeasure)]
 
+    def with_a_teacher(self) -> "Candidate":
+        """The same, with a teacher of random weights in the place of a baseline that is trained
+        first: for what is tried before that."""
+        distill = self.distill
+        if distill is None or not distill.waits(self.model):
+            return self
+        return self.model_copy(update={"distill": distill.untrained(self.model)})
+
     def dense(self, *, trained: bool = True) -> "Candidate":
         """The same network without penalties, sparsifier and what follows, what compact ones are
         compared with: `trained` as they are, or as it is given."""

@@ -42,7 +42,7 @@ def pack(config: Config) -> Packing:
     """
     places = capacity(config)
     asked = config.resources.pack
-    candidate = _with_a_teacher(config.candidate({}))
+    candidate = config.candidate({}).with_a_teacher()
     if asked == "auto":
         size = _fastest(config, candidate, places())
     else:
@@ -52,15 +52,6 @@ def pack(config: Config) -> Packing:
     if config.search.concurrency != "auto":
         return Packing(size, places)
     return Packing(size, lambda: places() * size)
-
-
-def _with_a_teacher(candidate: Candidate) -> Candidate:
-    """The candidate, with an untrained teacher in the place of a baseline that is not trained
-    yet."""
-    distill = candidate.distill
-    if distill is None or not distill.waits(candidate.model):
-        return candidate
-    return candidate.model_copy(update={"distill": distill.untrained(candidate.model)})
 
 
 def _fastest(config: Config, candidate: Candidate, places: int) -> int:

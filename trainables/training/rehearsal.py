@@ -57,9 +57,7 @@ def rehearse(candidate: Candidate, device: torch.device | str = "cpu") -> None:
     Raises:
         UserError: one sentence that names what cannot be done, and the module where that is known.
     """
-    distill = candidate.distill
-    if distill is not None and distill.waits(candidate.model):
-        candidate = candidate.model_copy(update={"distill": distill.untrained(candidate.model)})
+    candidate = candidate.with_a_teacher()
     data = looked_at(candidate.data, torch.device(device), candidate.task)
     _build_and_run(candidate, data)
     # The network as the user wrote it: traced, it goes one way for all inputs.

@@ -16,9 +16,12 @@ class AsGiven:
     goes on from, and not what a fresh mask has left of it.
     """
 
-    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, network: nn.Module, optimizer: torch.optim.Optimizer, *, drops: bool
+    ) -> None:
+        """Keeps nothing where nothing `drops` weights."""
         self._before = []
-        for tensor in _tensors(network, optimizer):
+        for tensor in _tensors(network, optimizer) if drops else ():
             values = tensor.detach().clone()
             self._before.append((tensor, values, writes_to(tensor)))
         self._changed: list[tuple[Tensor, Tensor, int]] = []

@@ -141,7 +141,8 @@ class Slimming(AbstractContextManager["Slimming"]):
             broadcast_from_rank0=broadcast,
             trained=trained,
         )
-        self._as_given = AsGiven(self.network, optimizer)
+        drops = asked.sparsifier is not None and asked.sparsifier.on
+        self._as_given = AsGiven(self.network, optimizer, drops=drops)
         self.acting = Acting(asked, view, sample, setting)
         self._as_given.attached()
         self.step = 0

@@ -33,6 +33,9 @@ class TrialOrder:
     """The directory of a checkpoint whose network teaches this one: the baseline's."""
     teacher_model: dict[str, Any] | None = None
     """The baseline's `Model` as plain data."""
+    front: list[dict[str, float]] = field(default_factory=list)
+    """What the search judges of each network that was on its front when the trial began; empty
+    where that cannot be known before a network is evaluated."""
     session: str = ""
     """Names this run of the driver: a data factory of the user's is called once in each."""
 
@@ -64,17 +67,19 @@ class NetworkReport:
 
     measures: dict[str, float]
     compaction: list[list[str]]
+    step: int = 0
+    """See `Trained.step`."""
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> "NetworkReport":
         """From what `as_plain` made."""
         measures = dict(plain["measures"])
         compaction = [list(step) for step in plain["compaction"]]
-        return cls(measures, compaction)
+        return cls(measures, compaction, plain.get("step", 0))
 
     def as_plain(self) -> Plain:
         """As plain data."""
-        return {"measures": self.measures, "compaction": self.compaction}
+        return {"measures": self.measures, "compaction": self.compaction, "step": self.step}
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from slimfront.trainables.shipping.network_file import load_tensors, network_fil
 from slimfront.trainables.training.finishing import Trained
 from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.own_loop import training_of
+from slimfront.trainables.training.rivals import Rivals
 
 TRAINING_FILE = "training.pt"
 
@@ -78,10 +79,12 @@ class CandidateTrainable(tune.Trainable):
         self.resume_from = self.order.resume_from
         self.training: Training | None = None
         self.problem: str | None = None
-        self.networks: list[dict[str, Any]] = []
+        self.networks: dict[int, dict[str, Any]] = {}
+        """Those of the last report by `Trained.step`."""
 
     def _start(self) -> Training:
         training = self._begun(Candidate.model_validate(self.order.candidate))
+        training.finishing.rivals = Rivals(tuple(self.order.front))
         if self.resume_from is not None:
             try:
                 with tune.Checkpoint(
@@ -140,8 +143,8 @@ class CandidateTrainable(tune.Trainable):
             one_shot = training.done or training.epoch in self.order.report_at
             finished = training.finish(one_shot=one_shot)
             data = training.data
-            self.networks = [
-                store(
+            self.networks = {
+                network.step: store(
                     network.compacted.network,
                     training.candidate.model,
                     data.input_shape,
@@ -149,7 +152,7 @@ class CandidateTrainable(tune.Trainable):
                     data.call,
                 )
                 for network in (finished, *finished.pruned)
-            ]
+            }
         except _OF_THE_PROCESS:
             raise
         # The same would happen again: only what happens to a process is worth another try.
@@ -171,7 +174,7 @@ class CandidateTrainable(tune.Trainable):
             state = self.training.state_dict()
         state |= {"candidate": redact_values(self.order.candidate)}
         _save(state, Path(checkpoint_dir, TRAINING_FILE))
-        for step, network in enumerate(self.networks):
+        for step, network in self.networks.items():
             _save(network, Path(checkpoint_dir, network_file(step)))
 
     def load_checkpoint(self, checkpoint_dir: str | None) -> None:
@@ -215,4 +218,4 @@ def _save(content: dict[str, Any], file: Path) -> None:
 
 def _reported(network: Trained) -> NetworkReport:
     steps = [list(step) for step in network.compacted.report.steps]
-    return NetworkReport(network.measures, steps)
+    return NetworkReport(network.measures, steps, network.step)

@@ -300,10 +300,12 @@ def _config_maker(
             teacher_from = _checkpoint_of_baseline(session.ledger)
             teacher_model = config.reference().model.model_dump(mode="json")
         place = 0
+        front: list[dict[str, float]] = []
         report_at: tuple[int, ...] = ()
         if number is not None:
             place = number + 1
             report_at = tuple(sorted(rungs))
+            front = session.ledger.front.told_to_trials()
         if candidate.training.seed is None:
             seed = config.search.seed_of_training(place)
             training = candidate.training.model_copy(update={"seed": seed})
@@ -318,6 +320,7 @@ def _config_maker(
             resume_from=trial.checkpoint,
             teacher_from=teacher_from,
             teacher_model=teacher_model,
+            front=front,
             session=f"{session.folder.search}-{session.number}",
         ).as_config()
 

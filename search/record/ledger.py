@@ -210,14 +210,14 @@ class Ledger:
 
 def _add_pruned(point: MeasuredNetwork, found: Iterable[Mapping[str, Any]]) -> None:
     """Adds the networks that a network was pruned to in one shot, which are kept where it is."""
-    for step, pruned in enumerate(found, start=1):
+    for place, pruned in enumerate(found, start=1):
         further = MeasuredNetwork(
             point.trial,
             point.epoch,
             pruned["measures"],
             [*point.compaction, *pruned["compaction"]],
             checkpoint=None,
-            step=step,
+            step=pruned.get("step", place),
             source=point,
         )
         point.pruned.append(further)

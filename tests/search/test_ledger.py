@@ -107,6 +107,43 @@ def test_networks_pruned_in_one_shot_are_candidates_of_their_own_that_share_a_ch
     assert [str(p.file) for p in book.front.members()] == ["there/network.pt", "there/network-1.pt"]
 
 
+def test_networks_keep_their_steps_where_those_before_were_not_evaluated() -> None:
+    book = ledger()
+    begin(book, 0)
+    content = {"epoch": 4, "measures": {"val_accuracy": 0.9, "nonzero_params": 100}}
+    pruned = [
+        {"measures": {"val_accuracy": 0.8, "nonzero_params": 50}, "compaction": [], "step": 3},
+        {"measures": {"val_accuracy": 0.7, "nonzero_params": 30}, "compaction": [], "step": 4},
+    ]
+    book.apply(NetworkMeasured(number=0, compaction=[], checkpoint="c", pruned=pruned, **content))
+    end(book, 0)
+    assert names(book) == ["trial-000", "trial-000/3", "trial-000/4"]
+    files = [str(p.file) for p in book.front.members()]
+    assert files == ["c/network.pt", "c/network-3.pt", "c/network-4.pt"]
+
+
+@pytest.mark.parametrize(
+    ("objectives", "told"),
+    [
+        (["val_accuracy", "nonzero_params"], [{"val_accuracy": 0.9, "nonzero_params": 100}]),
+        (["val_accuracy", "latency_ms"], []),  # not known before it is taken
+        (["val_accuracy", "val_loss", "nonzero_params"], []),  # two metrics
+        (["nonzero_params"], []),
+    ],
+)
+def test_trials_are_told_of_the_front_where_sizes_decide(
+    objectives: list[str], told: list[dict[str, float]]
+) -> None:
+    known = OBJECTIVES | {"val_loss": Objective(Measure("val_loss", quality=True))}
+    book = Ledger([known[name] for name in objectives], {"nonzero_params": 1000}, [])
+    begin(book, 0)
+    measures = {"val_accuracy": 0.9, "nonzero_params": 100, "latency_ms": 1.0, "val_loss": 0.3}
+    book.apply(
+        NetworkMeasured(number=0, epoch=1, measures=measures, compaction=[], checkpoint="here")
+    )
+    assert book.front.told_to_trials() == told
+
+
 def test_a_network_that_turns_out_to_be_the_last_is_pruned_then() -> None:
     book = ledger()
     begin(book, 0)

@@ -12,6 +12,7 @@ def test_an_order_is_read_back_from_a_config_that_has_more() -> None:
         processes=2,
         report_at=(1, 3),
         resume_from="somewhere",
+        front=[{"val_accuracy": 0.9, "params": 12.0}],
         session="s-1",
     )
     assert TrialOrder.of(order.as_config() | {"of Ray": 1}) == order
@@ -24,7 +25,7 @@ def test_a_report_is_read_back_from_a_result_that_has_more() -> None:
         [{"epoch": 1, "lr": 0.1}],
         epoch=1,
         network=NetworkReport(measures, [["1", "removed", "2 units"]]),
-        pruned=(NetworkReport({"val_accuracy": 0.8, "params": 6.0}, []),),
+        pruned=(NetworkReport({"val_accuracy": 0.8, "params": 6.0}, [], step=2),),
         finished=True,
     )
     result = report.as_result()

@@ -1,5 +1,7 @@
 import copy
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -7,8 +9,10 @@ from torch import Tensor, nn
 
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.sparsifiers.base import prunable_weights
+from slimfront.trainables.tasks.metrics import Described
 from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.one_shot import OneShot, Pruning
+from slimfront.trainables.training.rivals import Rivals
 from slimfront.trainables.training.train import train
 
 
@@ -285,6 +289,62 @@ def test_refinement_closes_in_on_the_smallest_network_that_is_about_as_good() ->
             low = middle
     training.close()
     assert round(shares[-1] * alive) == high
+
+
+def test_what_the_front_beats_is_not_evaluated_and_the_others_are_what_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    training = Training(candidate(one_shot={"steps": 8, "keep": 0.8, "refine": 0}))
+    while not training.done:
+        training.run_epoch()
+    free = training.finish()
+    third = free.pruned[2].measures
+    rival = {"val_accuracy": 1.0, "nonzero_params": third["nonzero_params"] - 1}
+    training.finishing.rivals = Rivals((rival,))
+    evaluated: list[int] = []
+    measures = training.finishing._measures
+
+    def seen(network: nn.Module, *rest: Any) -> dict[str, float]:
+        evaluated.append(sum(nonzeros(network)))
+        return measures(network, *rest)
+
+    monkeypatch.setattr(training.finishing, "_measures", seen)
+    held = training.finish()
+    training.close()
+    assert held.measures == free.measures
+    assert [network.step for network in free.pruned] == list(range(1, len(free.pruned) + 1))
+    smaller = [n for n in free.pruned if n.measures["nonzero_params"] < third["nonzero_params"]]
+    assert len(smaller) > 1
+    found = [(network.step, network.measures) for network in held.pruned]
+    assert found == [(network.step, network.measures) for network in smaller]
+    assert len(evaluated) == 1 + len(smaller)  # the network itself, and what may join
+
+
+ACCURACY, ERROR = Described("accuracy", "larger", bounded=True), Described("mse", "smaller")
+
+
+@pytest.mark.parametrize(
+    ("rival", "quality", "at_best", "beaten"),
+    [
+        ({"val_accuracy": 0.9, "params": 100}, ACCURACY, 0.9, True),  # it is smaller
+        ({"val_accuracy": 0.9, "params": 200}, ACCURACY, 0.9, False),  # as good in all
+        ({"val_accuracy": 0.91, "params": 200}, ACCURACY, 0.9, True),
+        ({"val_accuracy": 0.95, "params": 201}, ACCURACY, 0.9, False),
+        ({"val_accuracy": 0.8, "params": 1}, ACCURACY, 0.9, False),
+        ({"val_accuracy": 0.95, "params": 100, "layers": 4}, ACCURACY, 0.9, False),
+        ({"val_accuracy": 0.95, "params": 100, "layers": 3}, ACCURACY, 0.9, True),
+        ({"val_mse": 0.5, "params": 200}, ERROR, 0.6, True),
+        ({"val_mse": 0.7, "params": 100}, ERROR, 0.6, False),
+        ({"val_f1": 0.95, "params": 1}, ACCURACY, 0.9, False),  # judged by another metric
+        ({"val_accuracy": math.nan, "params": 1}, ACCURACY, 0.9, False),
+        ({"val_accuracy": 0.95, "params": 1}, ACCURACY, math.nan, False),
+    ],
+)
+def test_rivals_beat_what_they_dominate_at_its_best(
+    rival: dict[str, float], quality: Described, at_best: float, *, beaten: bool
+) -> None:
+    sizes = {"params": 200.0, "layers": 3.0}
+    assert Rivals((rival,)).beat(quality, at_best, sizes) is beaten
 
 
 def test_nothing_is_refined_where_every_step_is_about_as_good() -> None:

@@ -19,6 +19,7 @@ from slimfront.trainables.compaction.reduction import (
     REMOVALS,
     Removal,
     Start,
+    is_reduced,
     merge_approximately,
     reduced,
     start_of,
@@ -59,6 +60,8 @@ class _Smaller:
     apart: float = 0.0
     """How far its outputs are from the model's where that was judged exactly; 0 if that is within
     the tolerance."""
+    is_copy: bool = False
+    """Whether it is the model's own graph with its own weights, so that nothing can differ."""
 
 
 def compact(
@@ -94,14 +97,14 @@ def compact(
         network = smaller.network
         steps = list(smaller.steps)
         apart = smaller.apart
-        if apart <= options.tolerance:
+        if apart <= options.tolerance and not smaller.is_copy:
             on_inputs = relative_difference(model, network, inputs, options.tolerance)
             apart = max(apart, on_inputs, key=_badness)
         if isinstance(network, GraphModule):
             if options.approximate:
                 steps += merge_approximately(network, options.merge)
             steps += name_what_stays(network, inputs, options, told)
-            if not options.approximate:
+            if not options.approximate and not smaller.is_copy:
                 with left_as_it_was(model):
                     _name_sizes(model, network, inputs[:2])
     if not apart <= options.tolerance:  # NaN too
@@ -181,6 +184,8 @@ def _smaller(model: nn.Module, inputs: Tensor, options: Compaction) -> _Smaller:
         return _Smaller(copied(model), [])
     inputs = inputs[:SEEN]
     original = traced_in_both_modes(model, inputs[:3])
+    if isinstance(model, GraphModule) and is_reduced(original, inputs, options):
+        return _Smaller(make_quick(original), [], is_copy=True)
     network, smaller = _tried(original, inputs, options, REMOVALS)
     if smaller.apart != 0:  # NaN too
         right = _right_removals(original, inputs, options)

@@ -39,7 +39,7 @@ def remove_coupled_channels(
     `probe` knows what the network should compute, if that was found out before. As many more stay
     as make the numbers of those that stay a `multiple`, if there are so many.
     """
-    if not _has_zeros(network):
+    if not has_zeros(network):
         return []
     network.recompile()  # its graph may have changed
     agrees = _agreement(network, inputs, tolerance, probe)
@@ -71,7 +71,7 @@ def _agreement(
     return agrees
 
 
-def _has_zeros(network: GraphModule) -> bool:
+def has_zeros(network: GraphModule) -> bool:
     """Whether a weight is 0 all along a row, or along a column that reads what a layer made."""
     first = _first_layers(network)
     for name, parameter in network.named_parameters():

@@ -14,7 +14,7 @@ from slimfront.trainables.compaction.blocks import (
     drop_empty_branches,
     drop_zero_summands,
 )
-from slimfront.trainables.compaction.coupled import remove_coupled_channels
+from slimfront.trainables.compaction.coupled import has_zeros, remove_coupled_channels
 from slimfront.trainables.compaction.exact import in_float64_where_it_can, type_of
 from slimfront.trainables.compaction.layers import clear_rounding, fold_batch_norms
 from slimfront.trainables.compaction.merging.merge import MergePolicy, drop_idle_relus, merge_layers
@@ -26,6 +26,7 @@ from slimfront.trainables.compaction.units import Removed, remove_dead_units
 from slimfront.trainables.compaction.unread import drop_unread
 from slimfront.trainables.structure.agreement import EXACT, Probe
 from slimfront.trainables.structure.attention import split_attention
+from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.structure.graph import layers_of
 from slimfront.trainables.structure.tracing.trace import note_ranks
 
@@ -76,6 +77,26 @@ def start_of(original: GraphModule, inputs: Tensor, options: Compaction) -> Star
         tolerance=tolerance,
         steps=tuple(steps),
     )
+
+
+def is_reduced(original: GraphModule, inputs: Tensor, options: Compaction) -> bool:
+    """Whether none of the exact steps applies to a traced network, as where one that is compact has
+    lost single weights: a glance that needs neither float64 nor a comparison of outputs.
+
+    False where that takes more than a glance: a unit without a weight may stay for its readers'
+    sake, and layers that would cost more as one are named.
+    """
+    network = copied(original)
+    if any(layer.norm is not None for layer in layers_of(network)) or split_attention(network):
+        return False
+    if has_zeros(network) or remove_dead_units(network, options.multiple):
+        return False
+    if remove_dead_heads(network, options.multiple) or drop_empty_branches(network, inputs):
+        return False
+    merged, apart = _merge(network, inputs, options.merge)
+    if merged or apart or drop_zero_summands(network, inputs):
+        return False
+    return not (fold_remaining_norms(network) or drop_unread(network))
 
 
 def reduced(

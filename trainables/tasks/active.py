@@ -99,12 +99,25 @@ class ActiveTask:
         key = f"val_{quality.name}"
         now = scores[key]
         then = before[key]
-        allowed = tolerance
-        if not quality.bounded:
-            allowed = tolerance * abs(then)
+        allowed = self._allowed(then, tolerance)
         if quality.better == "larger":
             return now >= then - allowed
         return now <= then + allowed
+
+    def at_best(self, before: Mapping[str, float], tolerance: float) -> float:
+        """The quality of a network that is better than `before` by a tolerance."""
+        quality = self.quality
+        then = before[f"val_{quality.name}"]
+        allowed = self._allowed(then, tolerance)
+        if quality.better == "larger":
+            return then + allowed
+        return then - allowed
+
+    def _allowed(self, then: float, tolerance: float) -> float:
+        """A tolerance in the unit of the quality."""
+        if self.quality.bounded:
+            return tolerance
+        return tolerance * abs(then)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of outputs (N, …) with targets (N, …), a scalar; computed in float32."""

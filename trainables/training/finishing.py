@@ -1,6 +1,7 @@
 """What becomes of a network when its training is over: it is made compact, refitted, measured, and
 pruned further."""
 
+import bisect
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from slimfront.trainables.shipping.stopwatch import Stopwatch
 from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.training.one_shot import Pruning
+from slimfront.trainables.training.rivals import Rivals
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +50,12 @@ from: for how many epochs."""
 CHECKED_INPUTS = 1024
 """Compaction is checked on at most so many validation inputs: the features of all of them at once
 would fill a memory."""
-CHECKED_AGAIN = 256
+CHECKED_AGAIN = 64
 """On so many, if it is that of a network which was pruned in one shot: the network that it was made
 of was checked on more."""
+
+PRUNING_GAINS = 0.01
+"""No network gains as much by being pruned: as a tolerance, in the unit of a metric in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,9 @@ class Trained:
     history: History
     compacted: Compacted
     measures: Measures
+    step: int = 0
+    """Its number among those that were pruned in one shot, from 1; those that the front beats
+    count, and are not there."""
     pruned: tuple["Trained", ...] = ()
     """The same network pruned further and further in one shot, where the candidate asks for it;
     their histories are empty."""
@@ -73,6 +81,8 @@ class Finishing:
         """`data` is on the device of the networks."""
         self.candidate = candidate
         self.data = data
+        self.rivals = Rivals()
+        """What need not be evaluated is what they beat."""
         self._stopwatch: Stopwatch | None = None
         self.told: set[str] = set()
         """The layers whose zero units were warned of: once, and not for each network."""
@@ -130,7 +140,7 @@ class Finishing:
         trained = Trained(history, compacted, measures)
         if not one_shot:
             return trained
-        pruned = tuple(self._pruned(trained, recover))
+        pruned = tuple(self._numbered(trained, recover))
         return replace(trained, pruned=pruned)
 
     def _shallower(
@@ -151,21 +161,35 @@ class Finishing:
         stored = split.inputs[:CHECKED_INPUTS]
         return self.data.prepare(stored)
 
-    def _pruned(
-        self,
-        trained: Trained,
-        recover: FurtherTraining | None,
-    ) -> Iterator[Trained]:
-        """The network pruned in one shot, each one compacted and measured, until it is not worth
-        measuring any more."""
+    def _numbered(self, trained: Trained, recover: FurtherTraining | None) -> Iterator[Trained]:
+        """The network pruned in one shot, but for what the front beats."""
         options = self.candidate.one_shot
         if options.steps == 0:
             return
         pruning = self._pruning(trained)
-        good = pruning.alive
+        levels = pruning.levels(options)
+        beaten = 0
+        if recover is None:
+            beaten = self._beaten(pruning, levels, trained)
+        good = levels[beaten - 1] if beaten else pruning.alive
+        further = self._pruned(pruning, levels[beaten:], good, trained, recover)
+        for step, found in enumerate(further, start=beaten + 1):
+            yield replace(found, step=step)
+
+    def _pruned(
+        self,
+        pruning: Pruning,
+        levels: Sequence[int],
+        good: int,
+        trained: Trained,
+        recover: FurtherTraining | None,
+    ) -> Iterator[Trained]:
+        """Networks with so many weights, each one compacted and measured, until it is not worth
+        measuring any more, and one between the smallest as good, if not the one with `good`
+        weights, and the first that is not."""
         bad = 0
-        for kept in pruning.levels(options):
-            found = self._worth_it(pruning, kept, trained, recover, likely=not bad)
+        for kept in levels:
+            found = self._worth_it(pruning, kept, trained, recover)
             if found is not None:
                 yield found
             as_good = found is not None and self._as_good(found.measures, trained)
@@ -180,9 +204,33 @@ class Finishing:
         kept = self._refined(pruning, trained, (good, bad))
         if kept == good:
             return
-        found = self._worth_it(pruning, kept, trained, recover, likely=True)
+        found = self._worth_it(pruning, kept, trained, recover)
         if found is not None:
             yield found
+
+    def _beaten(self, pruning: Pruning, levels: Sequence[int], trained: Trained) -> int:
+        """How many of the levels need not be evaluated, which are the largest: their networks could
+        not join the front if they were better than what they are made of by a tolerance, or by
+        `PRUNING_GAINS`."""
+        if self.candidate.int8 or not self.rivals.networks:
+            return 0
+        return bisect.bisect(levels, 0, key=lambda kept: self._survives(pruning, kept, trained))
+
+    def _survives(self, pruning: Pruning, kept: int, trained: Trained) -> bool:
+        inputs = self._checked_inputs(self.data.validation)
+        task = self.data.task
+        try:
+            compacted = self._compacted(pruning, kept, inputs)
+        except TrialFailure:
+            return True  # found out, and told, where it is evaluated
+        gain = max(self.candidate.tolerance, PRUNING_GAINS)
+        at_best = task.at_best(trained.measures, gain)
+        return not self.rivals.beat(task.quality, at_best, compacted.report.after)
+
+    def _compacted(self, pruning: Pruning, kept: int, inputs: Tensor) -> Compacted:
+        pruned = pruning.at(kept)
+        few = inputs[:CHECKED_AGAIN]
+        return compact(pruned, few, self.candidate.compaction, self.told)
 
     def _pruning(self, trained: Trained) -> Pruning:
         inputs = self._checked_inputs(self.data.train)
@@ -223,22 +271,14 @@ class Finishing:
         kept: int,
         trained: Trained,
         recover: FurtherTraining | None,
-        *,
-        likely: bool = False,
     ) -> Trained | None:
         """A network pruned in one shot to so many weights, compacted and measured; None if its
-        quality is half of what it was, or less.
-
-        What is `likely` to be better than that, since it or one with some more weights was as good
-        as all of them, is made compact at once; else it is evaluated before. The result is the
-        same.
-        """
+        quality is half of what it was, or less."""
         task = self.data.task
-        looked_at_before = recover is not None or not likely
-        if looked_at_before and not self.candidate.int8:
+        if recover is not None and not self.candidate.int8:
             scores = self._scores(pruning.at(kept))
             if not task.worth_going_on(scores, trained.measures):
-                return None  # before the work of making it compact, which keeps what it computes
+                return None  # before it is trained further
         try:
             smaller = self._smaller(pruning, kept, trained, recover)
         except TrialFailure:
@@ -256,9 +296,7 @@ class Finishing:
     ) -> Trained:
         """A network pruned in one shot to so many weights, compacted, recovered and measured."""
         inputs = self._checked_inputs(self.data.validation)
-        pruned = pruning.at(kept)
-        few = inputs[:CHECKED_AGAIN]
-        compacted = compact(pruned, few, self.candidate.compaction, self.told)
+        compacted = self._compacted(pruning, kept, inputs)
         network = compacted.network
         report = compacted.report
         sizes: Numbers = report.after

@@ -11,6 +11,7 @@ from slimfront.search.record.front.pareto import Points, hypervolume, knee
 from slimfront.search.record.front.region import Region
 from slimfront.search.record.trials import MeasuredNetwork, Measures, TrialRecord
 from slimfront.trainables.measures.latency import SPEEDS
+from slimfront.trainables.measures.measure import MEASURES
 
 _ARCHITECTURE = ("params", "layers", "flops", "bytes", "peak_activation_bytes")
 """Networks that agree in these run the same kernels on as much."""
@@ -132,6 +133,15 @@ class Front:
             if equally_good.trial is record:
                 return None
         return loss
+
+    def told_to_trials(self) -> list[dict[str, float]]:
+        """What is judged of each member, by objective, where that is one quality, and sizes that
+        are known before a network is evaluated; else nothing."""
+        names = {objective.name for objective in self.objectives}
+        sizes = names - {self.quality.name}
+        if sizes == names or not sizes <= set(MEASURES):
+            return []
+        return [{name: point.measures[name] for name in names} for point in self._members]
 
     def _losses_of(self, measured: list[Measures]) -> Points:
         """The losses of networks, (networks, objectives), with the times of their architectures."""

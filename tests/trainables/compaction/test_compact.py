@@ -1,6 +1,7 @@
 """Compaction keeps outputs equal and counts exact, on networks of any depth, width, sparsity and
 sign."""
 
+import sys
 from itertools import pairwise
 
 import pytest
@@ -252,6 +253,42 @@ def test_compaction_is_idempotent(model: nn.Sequential, merge: str) -> None:
     assert sizes(once) == sizes(twice)
     for a, b in zip(once.parameters(), twice.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@given(networks(), st.sampled_from([0.0, 0.2, 0.6]), st.booleans(), st.integers(0, 99))
+def test_a_glance_at_a_compact_network_that_lost_weights_misses_nothing(
+    model: nn.Sequential, share: float, a_unit: bool, seed: int
+) -> None:
+    """What is found at once to have nothing more to remove is what all exact steps make of it."""
+    inputs = inputs_for(model)
+    network = compact(model, inputs).network
+    sparsify(network, share, seed)
+    if a_unit:
+        with torch.no_grad():
+            next(network.parameters())[0] = 0
+    found = compact(network, inputs)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys.modules[compact.__module__], "is_reduced", lambda *_: False)
+        expected = compact(network, inputs)
+    assert found.report.after == expected.report.after
+    assert found.report.steps == expected.report.steps
+    assert torch.equal(found.network(inputs), expected.network(inputs))
+
+
+def test_nothing_is_compared_where_nothing_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = mlp(5, 6, 7, 3)
+    network = compact(model, inputs_for(model)).network
+    with torch.no_grad():
+        linears(network)[1].weight[2, 3] = 0
+    asked: list[nn.Module] = []
+    place = sys.modules[compact.__module__]
+    monkeypatch.setattr(place, "relative_difference", lambda *_: asked.append(network) or 0.0)
+    assert compact(network, inputs_for(model)).report.difference == 0
+    assert not asked
+    with torch.no_grad():
+        linears(network)[1].weight[2] = 0
+    compact(network, inputs_for(model))
+    assert asked
 
 
 @given(networks())

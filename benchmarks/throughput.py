@@ -239,9 +239,10 @@ def compare(workload: Workload) -> tuple[list[dict[str, Any]], dict[str, float]]
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             for place, name in enumerate(list(ways) if turn % 2 == 0 else reversed(ways)):
                 for fused, spent in loops.items():
-                    if workload.network in SLOW and place > 0:
+                    slow = workload.network in SLOW
+                    if slow and place > 0:
                         break
-                    spent.append(min(bare(workload, fused=fused) for _ in range(2)))
+                    spent.append(min(bare(workload, fused=fused) for _ in range(1 if slow else 2)))
                 directory = Path(folder, f"{turn}-{list(ways).index(name)}")
                 directory.mkdir()
                 found[name].append(ways[name](workload, trials[name], directory))
@@ -316,20 +317,23 @@ def workloads(directory: Path, *, quick: bool) -> list[Workload]:
 
 def throughput(arguments: argparse.Namespace) -> Outcome:
     """Trials per hour and core-seconds per trial, also with Ray's start; `--profile [PACK]`: where
-    a digits trial's goes."""
+    a trial's goes, of digits or of the workload that `--only` names."""
     logging.getLogger().setLevel(logging.ERROR)
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "0"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         if arguments.profile:
-            digits = workloads(Path(), quick=True)[0]
-            plain = min(bare(digits, fused=None) for _ in range(4))
-            trials = (
-                (16 if arguments.quick else 64)
-                if arguments.profile == 1
-                else 12 * arguments.profile
+            profiled = next(
+                workload
+                for workload in workloads(Path(folder), quick=not arguments.only)
+                if not arguments.only or arguments.only in workload.name
             )
+            slow = profiled.network in SLOW
+            plain = min(bare(profiled, fused=None) for _ in range(1 if slow else 4))
+            trials = 16 if arguments.quick or slow else 64
+            if arguments.profile > 1:
+                trials = 12 * arguments.profile
             return where(
-                functools.partial(config_of, digits, pack=arguments.profile), trials, plain
+                functools.partial(config_of, profiled, pack=arguments.profile), trials, plain
             )
         rows: list[dict[str, Any]] = []
         goals: list[Goal] = []
@@ -363,7 +367,7 @@ def goals_of(workload: Workload, values: dict[str, float]) -> list[Goal]:
 
 
 if __name__ == "__main__":
-    told = "where the time of a digits trial goes, one by one or in packs of so many"
+    told = "where the time of a trial goes, one by one or in packs of so many"
     run(
         "throughput",
         throughput,

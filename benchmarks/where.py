@@ -27,7 +27,7 @@ from slimfront.trainables.trainable import CandidateTrainable
 _FOLDER, _SLOTS = "SLIMFRONT_CLOCKS", "SLIMFRONT_SLOTS"
 _WARM = 6
 
-_TRIAL = {
+TRIAL = {
     "slimfront.trainables.training.loop:Training.__init__": (
         "network, optimiser and penalties are made"
     ),
@@ -41,7 +41,7 @@ _TRIAL = {
     "slimfront.trainables.penalties.base:ActiveGroups.proximal": "steps: penalties",
     "slimfront.trainables.packs.pack:Pack.run_epoch": "epochs: order of batches, metrics",
     "slimfront.trainables.packs.pack:Pack._steps": "steps: batches, schedule, bookkeeping",
-    "slimfront.trainables.packs.pack:Pack._val_accuracies": "accuracy",
+    "slimfront.trainables.packs.pack:Pack._scores": "validation",
     "slimfront.trainables.packs.pack:Stack": "packs are put together",
     "slimfront.trainables.packs.step:Step.losses": "steps: forward",
     "torch.autograd:grad": "steps: backward",
@@ -50,8 +50,7 @@ _TRIAL = {
     "slimfront.trainables.packs.step:Step.shrink_entries": "steps: penalties",
     "slimfront.trainables.sparsifiers.base:ActiveSparsifier.before_step": "steps: sparsifier",
     "slimfront.trainables.sparsifiers.base:ActiveSparsifier.after_step": "steps: sparsifier",
-    "slimfront.trainables.training.ranks:accuracy": "accuracy",
-    "slimfront.trainables.training.finishing:accuracy": "accuracy",
+    "slimfront.trainables.tasks.active:ActiveTask.state": "validation",
     "slimfront.trainables.training.finishing:Finishing.finish": "one-shot pruning",
     "slimfront.trainables.training.finishing:compact": "compaction",
     "slimfront.trainables.compaction.compact:measure": "measures",
@@ -64,7 +63,7 @@ _TRIAL = {
     "ray.tune:Trainable.train": "Ray's part of a report",
     "ray.tune:Trainable._report_class_trainable_checkpoint": "checkpoints copied by Ray",
 }
-_DRIVER = {
+DRIVER = {
     "ray.tune.execution.tune_controller:TuneController.step": "Tune's event loop",
     "ray.tune.execution.tune_controller:TuneController.checkpoint": (
         "Tune's snapshots of the experiment"
@@ -83,6 +82,16 @@ _DRIVER = {
 }
 
 
+def owner_of(place: str) -> tuple[Any, str]:
+    """What a function such as `module:Class.method` is an attribute of, and by which name; raises
+    AttributeError where it is not there."""
+    module, _, path = place.partition(":")
+    *parents, name = path.split(".")
+    owner = functools.reduce(getattr, parents, importlib.import_module(module))
+    getattr(owner, name)
+    return owner, name
+
+
 class Clocks:
     """Core-seconds of functions by label, each without those that it calls and that have a clock of
     their own."""
@@ -91,9 +100,7 @@ class Clocks:
         self.spent: Counter[str] = Counter()
         self.inside = threading.local()
         for place, label in labels.items():
-            module, _, path = place.partition(":")
-            *parents, name = path.split(".")
-            owner = functools.reduce(getattr, parents, importlib.import_module(module))
+            owner, name = owner_of(place)
             setattr(owner, name, self._timed(getattr(owner, name), label))
 
     def _timed(self, function: Callable[..., Any], label: str) -> Callable[..., Any]:
@@ -122,7 +129,7 @@ class Clocked(CandidateTrainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Starts the clocks."""
         if Clocked.clocks is None:
-            Clocked.clocks = Clocks(_TRIAL)
+            Clocked.clocks = Clocks(TRIAL)
         super().setup(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -169,7 +176,7 @@ class Marks(Progress):
 def where(config: Callable[[int, Path], Config], trials: int, bare_seconds: float) -> Outcome:
     """The table of one search of so many trials, each part also in units of the bare loop's
     core-seconds."""
-    clocks = Clocks(_DRIVER)
+    clocks = Clocks(DRIVER)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         planned = config(trials, Path(folder))
         slots = planned.resources.pack if isinstance(planned.resources.pack, int) else 1
@@ -182,7 +189,7 @@ def where(config: Callable[[int, Path], Config], trials: int, bare_seconds: floa
         ray.shutdown()
         workers = [json.loads(file.read_text()) for file in Path(folder).glob("*.json")]
     count = sum(worker["trials"] for worker in workers)
-    names = list(dict.fromkeys([*_TRIAL.values(), "Ray's worker: messages, threads"]))
+    names = list(dict.fromkeys([*TRIAL.values(), "Ray's worker: messages, threads"]))
     in_trials = {name: sum(w["spent"].get(name, 0.0) for w in workers) / count for name in names}
     in_driver, kinds = marks.per_trial()
     in_driver["other threads of the driver"] = kinds["driver"] - sum(in_driver.values())

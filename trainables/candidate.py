@@ -300,9 +300,11 @@ class Candidate(Options):
 
     def dense(self, *, trained: bool = True) -> "Candidate":
         """The same network without penalties, sparsifier and what follows, what compact ones are
-        compared with: `trained` as they are, or as it is given."""
+        compared with: `trained` as they are, for as many epochs, or as it is given."""
         training = self.training
+        refit = self.refit
         if not trained:
+            refit = Refit()
             training = training.model_copy(update={"epochs": 0, "factory": None, "args": {}})
         plain: dict[str, object] = {
             "training": training,
@@ -310,7 +312,7 @@ class Candidate(Options):
             "sparsifier": None,
             "depth": Depth(),
             "compaction": Compaction(enabled=False),
-            "refit": Refit(),
+            "refit": refit,
             "one_shot": OneShot(steps=0),
             "distill": None,
             "int8": False,

@@ -349,6 +349,20 @@ class Config(Candidate):
         distinct = {candidate.model_dump_json(): candidate for candidate in found}
         return list(distinct.values())
 
+    def looked_at(self) -> list[Candidate]:
+        """What is built before a search beside `rehearsed`, since values may name what a network
+        has not: every choice, and one value of each range."""
+        found = []
+        for path, parameter in self.space.items():
+            ends = self.search_space.ends(path)
+            if parameter.choices is None:
+                ends = ends[-1:]
+            for end in ends:
+                found.append(self._tried({path: end}))
+        rehearsed = {candidate.model_dump_json() for candidate in self.rehearsed()}
+        distinct = {candidate.model_dump_json(): candidate for candidate in found}
+        return [one for shown, one in distinct.items() if shown not in rehearsed]
+
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna's distributions of what the sampler is asked for, by dotted path."""
         found = {}

@@ -91,6 +91,12 @@ class SearchOptions(Options):
         name = options.pop("name")
         return name, options
 
+    @property
+    def sampler_options(self) -> dict[str, Any]:
+        """What the config sets of its sampler."""
+        _, options = self._name_and_options(self.sampler)
+        return options
+
     def build_sampler(self, *, conditional: bool = False, session: int = 1) -> BaseSampler:
         """Optuna's sampler; TPE begins later where trials are stopped early, since there are more
         of them.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
+from slimfront.search.config.samplers import try_sampler
 from slimfront.search.config.schema import Config
 from slimfront.search.record.study import check_database
 from slimfront.search.tracking.store import check_store
@@ -20,7 +21,7 @@ from slimfront.trainables.penalties.base import check_penalties
 from slimfront.trainables.shipping.formats import need_onnx
 from slimfront.trainables.shipping.stopwatch import Stopwatch
 from slimfront.trainables.training.finishing import measure_own
-from slimfront.trainables.training.rehearsal import rehearse, run_once
+from slimfront.trainables.training.rehearsal import look_at, rehearse, run_once
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ def preflight(config: Config) -> dict[str, float]:
         UserError: one sentence that says which part of the config does not fit the others, and why.
     """
     base = config.candidate({})
+    _try_sampler(config)
     try:
         data = looked_at(base.data, torch.device("cpu"), base.task)
         _say_how_inputs_are_seen(config, data)
@@ -64,9 +66,12 @@ def preflight(config: Config) -> dict[str, float]:
         sizes |= measure_own(network, data, base.own_measures()) if base.own_measures() else {}
         _check_scales(base, sizes)
         _say_what_is_no_number(config, sizes)
+        _say_what_never_comes(config)
         check_penalties(config.varied_penalties(), network, sample)
         for candidate in config.rehearsed():
             rehearse(candidate)
+        for candidate in config.looked_at():
+            look_at(candidate)
         return {name: float(value) for name, value in sizes.items()}
     except TrialFailure as error:
         raise UserError(str(error)) from None
@@ -77,6 +82,41 @@ def preflight(config: Config) -> dict[str, float]:
             f"the model '{base.model.name}' does not work on the data set '{base.data.name}': "
             f"{first_line(error)}"
         ) from error
+
+
+def _try_sampler(config: Config) -> None:
+    options = config.search.sampler_options
+    if not options:
+        return
+    sampler = config.build_sampler()
+    startup = max(options.get(name, 10) for name in ("n_startup_trials", "population_size"))
+    try:
+        try_sampler(sampler, config.distributions(), startup)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _say_what_never_comes(config: Config) -> None:
+    """What training is over before."""
+    epochs = config.training.epochs
+    stopping = config.search.early_stopping
+    if stopping is not None and epochs and config.grace() >= epochs:
+        log.warning(
+            "search.early_stopping stops no trial: its first rung is after %g epochs, and "
+            "training.epochs is %d; set search.early_stopping.grace to less",
+            config.grace(),
+            epochs,
+        )
+    for name, options in config.penalties.items():
+        risen_at = options.warmup + options.ramp
+        if options.on and risen_at > epochs:
+            log.warning(
+                "penalties.%s does not reach its strength: warmup and ramp take %g epochs, and "
+                "training.epochs is %d",
+                name,
+                risen_at,
+                epochs,
+            )
 
 
 def _say_how_inputs_are_seen(candidate: Candidate, data: Dataset) -> None:

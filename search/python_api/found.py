@@ -98,6 +98,7 @@ class Member:
         exported = export_member(
             self._search.config,
             self._search.name,
+            self._search.ledger,
             self.measured,
             Path(path),
             kind,
@@ -120,7 +121,8 @@ class Member:
         kind = kind_of(config, self.measured, _CARD_OF)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, f"{self._search.name}.{kind}")
-            return export_member(config, self._search.name, self.measured, path).card
+            search = self._search
+            return export_member(config, search.name, search.ledger, self.measured, path).card
 
 
 class Search:

@@ -11,10 +11,11 @@ from torch import nn
 
 from slimfront.search.config.schema import Config
 from slimfront.search.record.front.picks import member_name, pick
+from slimfront.search.record.ledger import Ledger
 from slimfront.search.record.locate import locate
 from slimfront.search.record.report import as_json
 from slimfront.search.record.session import read_result
-from slimfront.search.record.trials import MeasuredNetwork
+from slimfront.search.record.trials import MeasuredNetwork, replicated
 from slimfront.trainables import markdown
 from slimfront.trainables.data import load_once
 from slimfront.trainables.errors import UserError
@@ -63,19 +64,20 @@ def export(
     report = as_json(result)
     member = pick(report, wanted, min_quality)
     point = result.front[report["front"].index(member)]
-    return export_member(config, result.search, point, output, chosen, int8=int8)
+    return export_member(config, result.search, result.ledger, point, output, chosen, int8=int8)
 
 
 def export_member(
     config: Config,
     search: str,
+    ledger: Ledger,
     point: MeasuredNetwork,
     output: Path,
     kind: str | None = None,
     *,
     int8: bool = False,
 ) -> Exported:
-    """The same of a network of a search whose config is known.
+    """The same of a network of a search that was read.
 
     Raises:
         UserError: if its file is lost, or it cannot be written.
@@ -105,9 +107,38 @@ def export_member(
         base.data.name,
         _trained(config, point),
         point.compaction,
+        beside=_beside(ledger, point),
+        note=_note(ledger, point),
     )
     card_path.write_text(text, encoding="utf-8")
     return Exported(shipment, text, card_path)
+
+
+def _beside(ledger: Ledger, point: MeasuredNetwork) -> dict[str, dict[str, float]]:
+    """The metrics of the dense network, and the means of what was trained anew."""
+    found = {}
+    dense = ledger.dense_network
+    if dense is not None:
+        found["the dense network"] = dense.measures | (dense.tested or {})
+    for what, network in (("the dense network", dense), ("this recipe", point)):
+        if network is not None and network.replicas:
+            means = {name: mean for name, (mean, _) in replicated(network).items()}
+            found[f"{what}, mean of {len(network.replicas)} seeds"] = means
+    return found
+
+
+def _note(ledger: Ledger, point: MeasuredNetwork) -> str:
+    """That this one network is worse than the means that it was chosen by."""
+    region = ledger.region
+    quality = region.quality
+    if not point.replicas or not region.is_near(point):
+        return ""
+    if quality.as_good(point.measures[quality.name], region.quality_within(1)):
+        return ""
+    return (
+        f" By its mean over seeds this recipe is within {region.text(1)} of the dense network; "
+        "this one network of it is not."
+    )
 
 
 def _searched_times(config: Config, point: MeasuredNetwork) -> SearchedTimes | None:

@@ -217,7 +217,7 @@ def _add_pruned(point: MeasuredNetwork, found: Iterable[Mapping[str, Any]]) -> N
             pruned["measures"],
             [*point.compaction, *pruned["compaction"]],
             checkpoint=None,
-            step=pruned.get("step", place),
+            step=pruned.get("step") or place,  # an older journal does not say it
             source=point,
         )
         point.pruned.append(further)

@@ -1,14 +1,12 @@
 """What a search prints: its front as a table for people, or as one JSON object for programs."""
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from slimfront.search import terminal
-from slimfront.search.config.objectives import Objective
 from slimfront.search.config.settings import SearchOptions, Tracking
 from slimfront.search.record.front.empty import why_empty
 from slimfront.search.record.front.gains import gains
@@ -44,7 +42,7 @@ def as_json(result: SearchResult) -> dict[str, Any]:
     trials["repeated"] = len(ledger.repeated)
     dense = {}
     if ledger.dense_network:
-        dense = _measures(ledger.dense_network, quality)
+        dense = _measures(ledger.dense_network, quality) | _replicas(ledger.dense_network)
     front = _front(result)
     chosen = next((member for member in front if member["recommended"]), None)
     return {
@@ -174,8 +172,12 @@ def as_tables(result: SearchResult, width: int, front: list[MeasuredNetwork]) ->
         points.insert(0, dense)
         sections.append(0)
     title = f"Front of {result.search}"
-    others = _other_heads(ledger)
-    measured = _measured(points, dense, ledger.quality, others)
+    measured = [
+        Column("trial", [point.trial.label for point in points], left=True),
+        Column("epoch", [str(point.epoch) for point in points]),
+        Column("one-\nshot", [str(point.step or "") for point in points]),
+        *worth(ledger, points),
+    ]
     all_columns = measured + _varied(points)
     if terminal.fits(all_columns, width):
         return terminal.as_tables(title, all_columns, width, sections)
@@ -201,14 +203,11 @@ def _other_heads(ledger: Ledger) -> dict[str, str]:
     return heads
 
 
-def _measured(
-    points: list[MeasuredNetwork],
-    dense: MeasuredNetwork | None,
-    quality: Objective,
-    others: Mapping[str, str],
-) -> list[Column]:
-    """The columns that name a network and say what it is worth; `others` are further measures with
-    their heads."""
+def worth(ledger: Ledger, points: list[MeasuredNetwork]) -> list[Column]:
+    """The columns that say what networks are worth: their quality, sizes, and all else that is
+    judged."""
+    quality = ledger.quality
+    dense = ledger.dense_network
     whole = dense.measures["nonzero_params"] if dense else None
     head = quality.measure.head
     test_head = head.replace("val ", "test ", 1)
@@ -222,9 +221,6 @@ def _measured(
         qualities.append(show_quality(value))
         test_qualities.append(show_quality(on_test))
     columns = [
-        Column("trial", [point.trial.label for point in points], left=True),
-        Column("epoch", [str(point.epoch) for point in points]),
-        Column("one-\nshot", [str(point.step or "") for point in points]),
         Column(head, qualities),
         Column(test_head, test_qualities),
         *_over_seeds(points, quality.name, test),
@@ -234,7 +230,7 @@ def _measured(
         Column("layers", _show_sizes(points, "layers")),
         Column("FLOPs", _show_sizes(points, "flops")),
     ]
-    for name, called in others.items():
+    for name, called in _other_heads(ledger).items():
         cells = [show_measure(point.measures.get(name)) for point in points]
         head = called.replace("_", "\n")
         columns.append(Column(head, cells))

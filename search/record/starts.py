@@ -8,7 +8,7 @@ from slimfront.search.config.schema import Config
 from slimfront.search.config.space_checks import is_in, shown
 from slimfront.search.record.events import Values
 from slimfront.search.record.session import read_search
-from slimfront.trainables.errors import UserError, shorten
+from slimfront.trainables.errors import UserError, first_few, shorten
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,8 @@ def starting_values(config: Config) -> list[Values]:
         raise UserError(f"search.start_from: {error}") from None
     distributions = config.distributions()
     found: list[Values] = []
+    elsewhere: dict[str, None] = {}
+    """What varied there alone."""
     # Several networks of a trial may be on the front.
     trials = {point.trial.label: point.trial for point in ledger.front.members()}
     for trial in trials.values():
@@ -33,9 +35,19 @@ def starting_values(config: Config) -> list[Values]:
         for path, value in trial.values.items():
             if path in distributions:
                 values[path] = value
+            elif path not in space.parameters:
+                elsewhere[path] = None
         taken = _taken(values, distributions, f"{trial.label} of {wanted}")
         if taken and taken not in found:
             found.append(taken)
+    if elsewhere:
+        log.warning(
+            "search.start_from: %s varied what does not vary here, and that is left out: %s",
+            wanted,
+            first_few(list(elsewhere)),
+        )
+    if not found:
+        log.warning("search.start_from: nothing is taken from the front of %s", wanted)
     return found
 
 

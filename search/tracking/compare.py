@@ -18,7 +18,7 @@ from slimfront.search import terminal
 from slimfront.search.config.objectives import Objective, losses
 from slimfront.search.record.front.pareto import hypervolume
 from slimfront.search.record.front.picks import Member, described, member_name, quality_of, sizes
-from slimfront.search.record.front.told import show_quality
+from slimfront.search.record.front.told import show_measure, show_quality
 from slimfront.search.terminal import Column, cell
 from slimfront.search.tracking.figures import pairs, steps
 from slimfront.search.tracking.store import find_search
@@ -109,45 +109,80 @@ def read_front(client: MlflowClient, search: str) -> dict[str, Any]:
 
 Row = dict[str, Any]
 """What is told of a network, by column."""
-_SIZES = (
-    "nonzero_params",
-    "total_params",
-    "layers",
-    "flops",
-    "bytes",
-)
+_SIZES = {
+    "nonzero_params": "non-zero",
+    "total_params": "params",
+    "layers": "layers",
+    "flops": "FLOPs",
+    "bytes": "bytes",
+}
 
 
-def _columns(quality: Objective) -> list[str]:
-    """The keys of a row that say what a network is worth."""
-    metric = quality.name.removeprefix("val_")
-    test = f"test_{metric}"
-    return [quality.name, test, *_SIZES]
+def _columns(fronts: list[Front]) -> dict[str, str]:
+    """The keys of a row that say what a network is worth, each with its head: the quality, its
+    means over seeds where there are any, sizes, and what else is an objective."""
+    first = fronts[0]
+    val = first.quality.measure.head
+    metrics = {first.quality.name: val, _on_test(first): val.replace("val ", "test ", 1)}
+    found = dict(metrics)
+    of_all = [member for front in fronts for member in (front.dense, *front.members)]
+    if any("replicas" in member for member in of_all):
+        found["seeds"] = "seeds"
+        for name, head in metrics.items():
+            found[f"{name}_mean"] = f"{head}\nmean"
+            found[f"{name}_std"] = f"{head}\nstd"
+    found |= _SIZES
+    for objective in first.described:
+        name = objective.name
+        if name in first.objectives and name not in found and name != "params":
+            found[name] = objective.measure.head.replace("_", "\n")
+    return found
+
+
+def _on_test(front: Front) -> str:
+    metric = front.quality.name.removeprefix("val_")
+    return f"test_{metric}"
 
 
 def as_rows(fronts: list[Front]) -> list[Row]:
     """A flat row per network, the dense ones too, with the searched values by path."""
     rows = []
+    columns = list(_columns(fronts))
     for front in fronts:
-        of_dense = _row(front, "dense", front.dense)
+        of_dense = _row(front, "dense", front.dense, columns)
         rows.append(of_dense)
         for member in front.members:
             name = member_name(member)
-            row = _row(front, name, member)
+            row = _row(front, name, member, columns)
             rows.append(row)
     return rows
 
 
-def _row(front: Front, name: str, member: Member) -> Row:
+def _row(front: Front, name: str, member: Member, columns: list[str]) -> Row:
     row: Row = {"search": front.search, "network": name}
     for mark in ("recommended", "knee"):
         row[mark] = bool(member.get(mark))
-    for column in _columns(front.quality):
-        row[column] = member.get(column)
+    row["in_region"] = bool(member.get("in_region", name == "dense"))
+    known = {**member, **_over_seeds(member)}
+    for column in columns:
+        row[column] = known.get(column)
     values = member.get("params")
     if isinstance(values, dict):
         row |= values
     return row
+
+
+def _over_seeds(member: Member) -> Row:
+    """What is known of a network's replicas, by column."""
+    replicas = member.get("replicas")
+    if not isinstance(replicas, dict):
+        return {}
+    found: Row = {"seeds": replicas.get("seeds")}
+    for name, spread in replicas.items():
+        if isinstance(spread, dict):
+            found[f"{name}_mean"] = spread.get("mean")
+            found[f"{name}_std"] = spread.get("std")
+    return found
 
 
 def as_csv(fronts: list[Front]) -> str:
@@ -182,28 +217,24 @@ def as_json(fronts: list[Front]) -> str:
 def as_text(fronts: list[Front], width: int = 120, *, everything: bool = False) -> str:
     """For people: the networks of all searches, each search under its hypervolume; of each the
     members that somebody may ship, or `everything`."""
-    quality = fronts[0].quality
-    val = quality.measure.head
-    test = val.replace("val ", "test ", 1)
-    heads = ("network", val, test, "non-zero", "params", "layers", "FLOPs")
+    shown = _columns(fronts)
+    shown.pop("bytes", None)  # the widest, and told by the parameters
     rows: list[list[str]] = []
     ends = []
     for front in fronts:
-        rows += _lines(front, everything=everything)
+        rows += _lines(front, list(shown), everything=everything)
         last = len(rows) - 1
         ends.append(last)
     names, *others = zip(*rows, strict=True)
-    first_head, *other_heads = heads
-    columns = [Column(first_head, names, left=True)]
-    for head, cells in zip(other_heads, others, strict=True):
+    columns = [Column("network", names, left=True)]
+    for head, cells in zip(shown.values(), others, strict=True):
         columns.append(Column(head, cells))
     tables = terminal.as_tables("Fronts", columns, width, ends)
     return terminal.as_text(tables, width)
 
 
-def _lines(front: Front, *, everything: bool) -> list[list[str]]:
-    """The rows of `as_text` about one search."""
-    *shown, _ = _columns(front.quality)
+def _lines(front: Front, shown: list[str], *, everything: bool) -> list[list[str]]:
+    """The rows of `as_text` about one search, with these columns."""
     blank = [""] * len(shown)
     search = cell(front.search)
     title = f"{search}  hypervolume {front.hypervolume:.4f}"
@@ -235,12 +266,14 @@ def _in_region(members: list[Member]) -> list[Member]:
 
 
 def _shown(row: Row, column: str) -> str:
-    value = row[column]
+    value = row.get(column)
     if value is None:
         return "-"
-    if column in _SIZES:
+    if column in _SIZES or column == "seeds":
         return f"{value:,.0f}"
-    return show_quality(value)
+    if column.startswith(("val_", "test_")):
+        return show_quality(value)
+    return show_measure(value)
 
 
 def as_png(fronts: list[Front]) -> Figure:

@@ -282,12 +282,14 @@ def _log10(value: float) -> float:
 
 
 def pairs(objectives: list[Objective]) -> list[tuple[Objective, Objective]]:
-    """(x, y) of each panel: every other objective with the metric, or one with the next where none
-    is a metric, or all are."""
+    """(x, y) of each panel: every other objective with the first metric, sizes before further
+    metrics, or one with the next where none is a metric."""
     metric = next((one for one in objectives if one.measure.quality), None)
     if metric is None:
         return list(pairwise(objectives))
-    return [(size, metric) for size in objectives if size != metric]
+    others = [one for one in objectives if one != metric]
+    others.sort(key=lambda one: one.measure.quality)
+    return [(other, metric) for other in others]
 
 
 def steps(objective: Objective) -> Literal["steps-post", "steps-pre"]:

@@ -8,8 +8,9 @@ from slimfront.search.config.schema import Config
 from slimfront.search.config.space import Parameter
 from slimfront.search.record.front.gains import gains
 from slimfront.search.record.front.shown import shown
-from slimfront.search.record.front.told import quality_and_error, show_quality
+from slimfront.search.record.front.told import quality_and_error
 from slimfront.search.record.ledger import Ledger
+from slimfront.search.record.report import worth
 from slimfront.search.record.trials import MeasuredNetwork, Status
 from slimfront.search.tracking.store import run_route
 from slimfront.trainables.markdown import code, text
@@ -42,7 +43,7 @@ def describe(
     if front:
         parts.append(f"### The front, {len(front)} networks")
         chosen = shown(ledger, front)
-        parts.append(_table(ledger, chosen.members, recommended, dense, link))
+        parts.append(_table(ledger, chosen.members[:_ROWS], recommended, dense, link))
         left_out = chosen.left_out(ledger)
         if left_out:
             parts.append(f"Not shown: {left_out}; `front.json` has all {len(front)}.")
@@ -187,7 +188,7 @@ def _compared(quality: Objective, point: MeasuredNetwork, dense: MeasuredNetwork
     if dense is None:
         return f"{axis} {value}, {weights:,.0f} non-zero parameters in {layers:.0f} layers."
     of_dense = dense.measures
-    dense_value = show_quality(of_dense[quality.name])
+    dense_value = quality_and_error(dense, quality.name)
     dense_layers = of_dense["layers"]
     gained = gains(point, dense, quality)
     return (
@@ -204,44 +205,23 @@ def _table(
     dense: MeasuredNetwork | None,
     link: Link,
 ) -> str:
-    quality = ledger.quality
-    val = quality.measure.head
-    test = val.replace("val ", "test ", 1)
-    head = ("network", val, test, "non-zero", "of dense", "params", "layers", "FLOPs")
-    rows = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+    points = list(front)
+    names = []
     if dense:
-        rows.append(_row(quality, f"dense: {link(dense)}", dense, dense))
-    for point in front[:_ROWS]:
-        name = link(point)
-        if point is recommended:
-            name += " **recommended**"
-        rows.append(_row(quality, name, point, dense))
+        points.insert(0, dense)
+        names.append(f"dense: {link(dense)}")
+    for point in front:
+        mark = " **recommended**" if point is recommended else ""
+        names.append(f"{link(point)}{mark}")
+    columns = worth(ledger, points)
+    heads = [text(column.head.replace("\n", " ")) for column in columns]
+    rows = [_cells("network", *heads), "| --- |" + " ---: |" * len(columns)]
+    for place, name in enumerate(names):
+        rows.append(_cells(name, *(column.cells[place] for column in columns)))
     return "\n".join(rows)
 
 
-def _row(
-    quality: Objective, name: str, point: MeasuredNetwork, dense: MeasuredNetwork | None
-) -> str:
-    own = point.measures
-    weights = own["nonzero_params"]
-    share = ""
-    if dense:
-        share = f"{weights / dense.measures['nonzero_params']:.1%}"
-    test = ""
-    tested = point.tested or {}
-    of_test = tested.get(f"test_{quality.name.removeprefix('val_')}")
-    if of_test is not None:
-        test = show_quality(of_test)
-    cells = [
-        name,
-        show_quality(own[quality.name]),
-        test,
-        f"{weights:,.0f}",
-        share,
-        f"{own['params']:,.0f}",
-        f"{own['layers']:.0f}",
-        f"{own['flops']:,.0f}",
-    ]
+def _cells(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 

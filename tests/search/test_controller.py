@@ -100,7 +100,8 @@ def test_trials_that_have_ended_are_let_go(tmp_path: Path) -> None:
 def test_trials_get_what_this_process_learned_after_it_had_started_ray(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert "runtime_env" not in TrialActors().get(CandidateTrainable)._default_options
+    before = TrialActors().get(CandidateTrainable)._default_options.get("runtime_env", {})
+    assert "AWS_SESSION_TOKEN" not in before.get("env_vars", {})
     monkeypatch.setenv("AWS_SESSION_TOKEN", "new")
     given = TrialActors().get(CandidateTrainable)._default_options["runtime_env"]
     assert given["env_vars"]["AWS_SESSION_TOKEN"] == "new"

@@ -58,6 +58,12 @@ def test_the_recommended_is_written_with_its_card_beside_it(
         f"| the trained network | {recommended.measures['val_accuracy']:.4f} | "
         f"{recommended.tested['test_accuracy']:.4f} |" in card
     )
+    dense = result.ledger.dense_network
+    assert dense is not None
+    assert (
+        f"| the dense network | {dense.measures['val_accuracy']:.4f} | "
+        f"{dense.tested['test_accuracy']:.4f} |" in card
+    )
     assert f"| parameters | {recommended.measures['params']:,.0f} |" in card
     for path, value in recommended.trial.values.items():
         assert f"- `{path}`: {value:.4g}" in card

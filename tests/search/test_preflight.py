@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from slimfront.search.config.schema import Config
 from slimfront.search.engine.preflight import preflight
+from slimfront.trainables.errors import UserError
 
 HERE = "tests.search.test_preflight"
 
@@ -53,3 +54,99 @@ def test_nothing_is_said_of_outputs_that_are_asked_for(caplog: pytest.LogCapture
         preflight(config(10))
         preflight(config(30, classes=30))
     assert not [message for message in caplog.messages if "logits" in message]
+
+
+def small(**sections: Any) -> Config:
+    plain: dict[str, Any] = {
+        "name": "small",
+        "data": "digits",
+        "model": {"name": "mlp", "depth": 2, "width": 16},
+        "training": {"epochs": 2},
+        "penalties": {"node": {"strength": 1.0}},
+        "space": {"training.lr": {"low": 1e-3, "high": 1e-2}},
+    }
+    return Config.model_validate(plain | sections)
+
+
+NODE = {"strength": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        (
+            {"space": {'penalties.node.layers["body.1"]': {"low": 0.1, "high": 1}}},
+            "'body.1' is not a layer",
+        ),
+        (
+            {
+                "penalties": {},
+                "space": {
+                    "penalties": {
+                        "choices": [{"node": NODE}, {"node": NODE | {"layers": {"z": 1}}}]
+                    }
+                },
+            },
+            "'z' is not a layer",
+        ),
+        ({"space": {"training.freeze": {"choices": [["1.*"], ["nosuch.*"]]}}}, "nosuch"),
+        (
+            {"space": {"training.lr_factors": {"choices": [{"1.*": 0.1}, {"nosuch.*": 2.0}]}}},
+            "nosuch",
+        ),
+        (
+            {
+                "space": {
+                    "sparsifier": {
+                        "choices": [
+                            {"name": "magnitude", "sparsity": 0.5},
+                            {"name": "channels", "sparsity": 0.5, "exclude": ["nosuch"]},
+                        ]
+                    }
+                }
+            },
+            "nosuch",
+        ),
+    ],
+    ids=["a range", "a section", "freeze", "lr_factors", "sparsifier"],
+)
+def test_what_varies_is_looked_up_in_the_network_before_a_search(
+    sections: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        preflight(small(**sections))
+
+
+def test_what_training_is_over_before_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        preflight(
+            small(
+                search={"early_stopping": {"grace": 5}},
+                penalties={"node": {"strength": 1.0, "ramp": 10}},
+            )
+        )
+    assert "search.early_stopping stops no trial: its first rung is after 5 epochs" in caplog.text
+    assert "penalties.node does not reach its strength" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        preflight(
+            small(
+                search={"early_stopping": {"grace": 1}},
+                penalties={"node": {"strength": 1.0, "ramp": 2}},
+            )
+        )
+    assert "early_stopping" not in caplog.text
+    assert "strength" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        {"name": "tpe", "n_ei_candidates": -1},
+        {"name": "tpe", "prior_weight": -1.0},
+    ],
+)
+def test_a_sampler_that_cannot_propose_is_refused(sampler: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="it cannot propose with these options"):
+        preflight(small(search={"sampler": sampler}))
+    preflight(small(search={"sampler": {"name": "nsga2", "population_size": 10}}))

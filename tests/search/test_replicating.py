@@ -1,5 +1,7 @@
 """Members of a front trained anew with other seeds."""
 
+import csv
+import io
 import json
 import shutil
 from collections import Counter
@@ -7,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mlflow import MlflowClient
 from pydantic import ValidationError
 
 from slimfront.search.config.settings import SearchOptions
@@ -15,11 +18,14 @@ from slimfront.search.engine.finished.replicas import planned, train_again
 from slimfront.search.engine.finished.replicating import replicate
 from slimfront.search.engine.runner import resume_search, run_search
 from slimfront.search.record.events import NetworkReplicated, SessionEnded
+from slimfront.search.record.export import export
 from slimfront.search.record.front.shown import shown
+from slimfront.search.record.front.told import quality_and_error
 from slimfront.search.record.journal import JOURNAL_FILE, read_events
 from slimfront.search.record.ledger import SearchResult
 from slimfront.search.record.report import as_json, as_text
 from slimfront.search.record.session import read_search
+from slimfront.search.tracking.compare import read_fronts, render
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.errors import TrialFailure, UserError
 from slimfront.trainables.training.train import train
@@ -98,6 +104,38 @@ def test_the_means_are_in_the_json_the_table_and_mlflow(replicated: Replicated) 
     metrics = children[point.trial.label].data.metrics
     assert metrics[f"{prefix}/val_accuracy_mean"] == pytest.approx(mean)
     assert metrics[f"{prefix}/seeds"] == 2
+
+
+def test_what_is_read_beside_the_means_is_a_mean_too(
+    replicated: Replicated, tmp_path: Path
+) -> None:
+    """In MLflow's description, in `slimfront front`, and on the card."""
+    directory, result, _ = replicated
+    dense = result.ledger.dense_network
+    recommended = result.ledger.front.recommended()
+    assert dense is not None
+    assert recommended is not None
+    parent, _ = runs_of(directory, result)
+    story = parent.data.tags["mlflow.note.content"]
+    assert f"(dense {quality_and_error(dense, 'val_accuracy')})" in story
+    assert "over 2 seeds" in quality_and_error(dense, "val_accuracy")
+    rows = [line for line in story.splitlines() if line.startswith("| dense: ")]
+    mean, deviation = dense.mean("val_accuracy"), dense.deviation("val_accuracy")
+    assert f" | {mean:.4f} ± {deviation:.4f} | " in rows[0]
+    client = MlflowClient(result.tracking_uri)
+    fronts = read_fronts(client, [result.search])
+    first, *_ = csv.DictReader(io.StringIO(render(fronts, "csv").decode()))
+    assert (first["network"], first["seeds"]) == ("dense", "2")
+    assert float(first["val_accuracy_mean"]) == pytest.approx(mean)
+    assert float(first["val_accuracy_std"]) == pytest.approx(deviation)
+    assert f"{mean:.4f}" in render(fronts, "table").decode()
+    path = tmp_path / "small.safetensors"
+    exported = export(result.search, str(directory / "runs"), "recommended", path)
+    assert f"| the dense network, mean of 2 seeds | {mean:.4f} | " in exported.card
+    assert "| this recipe, mean of 2 seeds | " in exported.card
+    own, bound = recommended.measures["val_accuracy"], result.ledger.region.quality_within(1)
+    by_mean = result.ledger.region.is_near(recommended)
+    assert ("this one network of it is not" in exported.card) == (by_mean and own < bound)
 
 
 @pytest.mark.slow

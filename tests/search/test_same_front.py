@@ -58,4 +58,6 @@ def test_the_front_of_the_digits_is_that_of_version_0_1(
     expected = [{key: value for key, value in old.items() if key != "knee"} for old in OLD["front"]]
     pairs = zip(found["front"], expected, strict=True)
     assert [{key: member[key] for key in old} for member, old in pairs] == expected
-    assert {key: found["dense"][key] for key in OLD["dense"]} == OLD["dense"]
+    # The dense network is refitted since.
+    sizes = {key: size for key, size in OLD["dense"].items() if not key.endswith("_accuracy")}
+    assert {key: found["dense"][key] for key in sizes} == sizes

@@ -232,6 +232,26 @@ def test_a_sampler_refuses_options_that_it_does_not_have(sampler: str) -> None:
     assert "seed" not in sampler_options(sampler)
 
 
+@pytest.mark.parametrize(
+    ("sampler", "options", "said"),
+    [
+        ("gp", {"n_startup_trials": "many"}, "n_startup_trials of .* is 'many', and must be int"),
+        ("tpe", {"multivariate": "sure"}, "must be bool"),
+        ("nsga2", {"population_size": 2.5}, "must be int"),
+        ("nsga2", {"crossover_prob": "many"}, "must be float"),
+        ("qmc", {"scramble": 3}, "must be bool"),
+        ("tpe", {"gamma": 3}, "has no option 'gamma'"),  # a function
+        ("tpe", {"constraints_func": 3}, "has no option"),
+        ("nsga3", {"reference_points": 3}, "has no option"),
+    ],
+)
+def test_an_option_of_another_type_is_refused(
+    sampler: str, options: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        build_sampler(sampler, 0, options)
+
+
 def test_a_sampler_takes_its_options_and_says_what_it_does_not_take() -> None:
     assert build_sampler("tpe", 0, {"n_startup_trials": 3})._n_startup_trials == 3  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="does not take these options"):

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from slimfront import Candidate
+from slimfront import Candidate, train
 
 
 def test_a_candidate_goes_through_plain_data_unchanged(candidate: Candidate) -> None:
@@ -20,6 +20,16 @@ def test_the_dense_candidate_keeps_data_model_and_training_only(candidate: Candi
     assert not dense.penalties
     assert dense.sparsifier is None
     assert not dense.compaction.enabled
+
+
+def test_the_dense_candidate_is_trained_for_as_many_epochs_as_what_it_is_compared_with() -> None:
+    own = Candidate.model_validate({"training": {"epochs": 2}, "refit": {"epochs": 3, "lr": 0.01}})
+    assert own.dense().refit == own.refit
+    trained = train(own.dense())
+    assert [epoch["epoch"] for epoch in trained.history] == [1, 2, 3, 4, 5]
+    assert trained.compacted.report.steps == ()
+    given = own.dense(trained=False)
+    assert (given.training.epochs, given.refit.epochs) == (0, 0)
 
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0, 2.0])

@@ -47,10 +47,15 @@ def card(
     trained: Mapping[str, object],
     compaction: Sequence[Sequence[str]],
     given: Mapping[str, float] | None = None,
+    beside: Mapping[str, Mapping[str, float]] | None = None,
+    note: str = "",
 ) -> str:
     """The card of a shipped file.
 
     Args:
+        beside: metrics of other networks, by what they are called: those that the file's are to be
+            read beside.
+        note: a sentence on its quality.
         given: the metrics of the network that it was made of without training, which it is
             compared with then; None: it was trained, and is compared with the dense network.
         trained: what is to be said of its training, by name, in Markdown.
@@ -68,7 +73,7 @@ def card(
         f"# {text(title)}",
         f"A network for the task {code(task.name)} on the data set {code(data_name)}: {inputs} as "
         f"they come, {outputs}. {around}",
-        "## Quality\n\n" + _scores(shipment, given),
+        "## Quality\n\n" + _scores(shipment, given, beside or {}) + note,
         "## Size\n\n" + _sizes(shipment, other),
         "## Speed\n\n" + speed(shipment, other),
         "## How it came about\n\n" + "\n".join(history),
@@ -110,8 +115,12 @@ def _around(data: Dataset) -> Iterator[str]:
         yield f"Its outputs stand for: {names}."
 
 
-def _scores(shipment: Shipment, given: Mapping[str, float] | None) -> str:
-    compared: dict[str, Mapping[str, float]] = {}
+def _scores(
+    shipment: Shipment,
+    given: Mapping[str, float] | None,
+    beside: Mapping[str, Mapping[str, float]],
+) -> str:
+    compared = dict(beside)
     written = "the trained network"
     if given is not None:
         compared["the network given"] = given
@@ -127,8 +136,9 @@ def _scores(shipment: Shipment, given: Mapping[str, float] | None) -> str:
     for network, scores in compared.items():
         cells = []
         for name in names:
-            cells.append(f"{scores[f'val_{name}']:.4f}")
-            cells.append(f"{scores[f'test_{name}']:.4f}")
+            for key in (f"val_{name}", f"test_{name}"):
+                value = scores.get(key)
+                cells.append("-" if value is None else f"{value:.4f}")
         values = " | ".join(cells)
         rows.append(f"| {network} | {values} |")
     table = "\n".join(rows)

@@ -72,6 +72,33 @@ def rehearse(candidate: Candidate, device: torch.device | str = "cpu") -> None:
         _close_layers(candidate, device)
 
 
+def look_at(candidate: Candidate, device: torch.device | str = "cpu") -> None:
+    """Builds the candidate's network and all that acts on it, and takes no step: whether what it
+    names is there.
+
+    Raises:
+        UserError: one sentence that names what is not.
+    """
+    whole = candidate.with_a_teacher()
+    whole = whole.model_copy(update={"depth": whole.depth.when_trained()})
+    with _naming(None, "the network cannot be trained"):
+        training = Training(whole, device)
+    try:
+        refuse_idle_penalties(training)
+    finally:
+        training.close()
+
+
+def refuse_idle_penalties(training: Training) -> None:
+    """Raises UserError for a penalty that finds nothing in the network to act on."""
+    options_by_name = training.candidate.penalties
+    names = [name for name, options in options_by_name.items() if options.on]
+    for name, active in zip(names, training.penalties, strict=True):
+        if active.targets == 0:
+            problem = options_by_name[name].nothing_to_do
+            raise UserError(f"penalties.{name}: {problem}; leave it out, or choose another model")
+
+
 def _build_and_run(candidate: Candidate, data: Dataset) -> None:
     """Before sparsifiers and penalties look at the network, which fail in words of their own."""
     with torch.random.fork_rng():
@@ -165,7 +192,7 @@ class _Rehearsal:
 
     def run(self) -> None:
         """All of it, in the order in which training comes to it."""
-        self._refuse_idle_penalties()
+        refuse_idle_penalties(self.training)
         self._name_what_stays_dense()
         initial = {name: value.clone() for name, value in self.model.state_dict().items()}
         self._check_outputs()
@@ -185,16 +212,6 @@ class _Rehearsal:
         if not all(bool(value.isfinite().all()) for value in self.model.parameters()):
             self.model.load_state_dict(initial)  # it diverges, which is a result and no mistake
         self._compact_and_keep()
-
-    def _refuse_idle_penalties(self) -> None:
-        options_by_name = self.training.candidate.penalties
-        names = [name for name, options in options_by_name.items() if options.on]
-        for name, active in zip(names, self.training.penalties, strict=True):
-            if active.targets == 0:
-                problem = options_by_name[name].nothing_to_do
-                raise UserError(
-                    f"penalties.{name}: {problem}; leave it out, or choose another model"
-                )
 
     def _name_what_stays_dense(self) -> None:
         """Warns of layers that no sparsifier reaches: its sparsity counts the others alone."""

@@ -26,8 +26,8 @@ class Front:
     It is taken over every network that was measured, of whatever trial: one that was stopped early,
     or failed later, may have passed through a good one.
 
-    `dense_sizes` scale the losses (see `Objective.loss`): the measures of the dense network, and
-    its metrics, of which those of the trained one replace those of the untrained one.
+    `dense_sizes` scale the losses (see `Objective.loss`): the measures and metrics of the dense
+    network, of which those of the trained one replace those of the untrained one.
 
     Networks of one architecture are equally fast, however their times came out: as fast as the
     first of them. With `zeros_save_time` that holds only for as many non-zero weights.
@@ -158,11 +158,9 @@ class Front:
 
     def scale_by(self, dense: Measures) -> None:
         """Takes in the measures of the trained dense network: the region ends at five tolerances
-        below its quality, and metrics that are no shares count relative to it. Who is on the front
-        is not changed by it, and the hypervolume is."""
+        below its quality, and sizes, times and metrics that are no shares count relative to its
+        own. Who is on the front is not changed by it, and the hypervolume is."""
         for objective in self.objectives:
-            if objective.measure.scale != "relative":
-                continue
             value = dense.get(objective.name, math.nan)
             if math.isfinite(value):
                 self.dense_sizes[objective.name] = value

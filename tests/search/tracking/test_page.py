@@ -19,6 +19,7 @@ from slimfront.search.config.objectives import OBJECTIVES, Constraint
 from slimfront.search.record.events import TrialBegan
 from slimfront.search.record.front.picks import member_name
 from slimfront.search.record.front.shown import shown
+from slimfront.search.record.front.told import quality_and_error
 from slimfront.search.record.ledger import Ledger, SearchResult
 from slimfront.search.record.report import as_json
 from slimfront.search.record.session import read_search
@@ -65,9 +66,9 @@ def test_the_description_tells_the_story_with_links_to_the_trials(
     left_out = len(result.front) - len(chosen.members)
     assert left_out == chosen.outside + chosen.equal
     assert ("Not shown: " in text) == (left_out > 0)
-    dense = result.ledger.dense
+    dense = result.ledger.dense_network
     assert dense is not None
-    assert f"(dense {dense.measures['val_accuracy']:.4f})" in text
+    assert f"(dense {quality_and_error(dense, 'val_accuracy')})" in text
 
 
 def test_how_far_a_quality_may_be_off_is_said(

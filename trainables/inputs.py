@@ -194,10 +194,32 @@ def as_one(inputs: Any) -> Tensor:
         )
     if not named:
         raise UserError("the inputs are empty; give a batch of real inputs")
+    _refuse_without_examples(named)
     if list(named) == ["0"]:
         alone: Tensor = named["0"]
         return alone
     return Several(named)
+
+
+def _refuse_without_examples(named: Mapping[str, Tensor]) -> None:
+    """Raises UserError for tensors that cannot be cut into batches, such as the edges of a graph:
+    they are looked at a few examples at a time."""
+    first, *_ = named
+    for name, tensor in named.items():
+        if tensor.dim() == 0:
+            raise UserError(
+                f"'{name}' of the inputs is a number, and each is a tensor whose first axis is "
+                "that of the examples; give it the shape (N,) or (1,)"
+            )
+        count = len(tensor)
+        wanted = len(named[first])
+        if count != wanted and 1 not in (count, wanted):
+            raise UserError(
+                f"'{name}' of the inputs has {count:,} examples and '{first}' {wanted:,}: networks "
+                "are looked at with a few examples, so that the first axis of each input must be "
+                "that of the examples; keep what is the same for all of them, such as the edges of "
+                "a graph, as a buffer of the network"
+            )
 
 
 def by_place(names: Sequence[str]) -> bool:

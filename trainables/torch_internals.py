@@ -192,6 +192,19 @@ def forward_hooks(module: nn.Module) -> dict[int, Any]:
     return module._forward_hooks
 
 
+def hooks_of_users(network: nn.Module) -> list[str]:
+    """The names of the modules with forward hooks that are neither torch's nor ours; that of the
+    network itself is empty."""
+    found = []
+    for name, module in network.named_modules():
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            home = getattr(hook, "__module__", None) or type(hook).__module__
+            if home.partition(".")[0] not in ("torch", "slimfront"):
+                found.append(name)
+                break
+    return found
+
+
 def allow_many_networks(most: int) -> None:
     """Has torch.compile keep up to `most` codes of one class of network, and look at hooks.
 

@@ -46,6 +46,8 @@ from slimfront.trainables.torch_internals import flattened
 
 log = logging.getLogger(__name__)
 
+_TWICE = 1e-4
+"""How far two runs of one network may be apart, by the order of sums on several threads."""
 _OF_OTHER_SIZES = 1e-2
 """How far outputs for inputs of other sizes may be apart, relative to their spread: what is wrong
 there is wrong by more."""
@@ -129,6 +131,13 @@ def _check_numbers(model: nn.Module, inputs: Tensor) -> None:
         )
     made = outputs(model, inputs[:SEEN])
     refuse_opaque(made)
+    again = outputs(model, inputs[:SEEN])
+    if difference(made, again, _TWICE, both_nan=True) > _TWICE:
+        raise UserError(
+            "the network does not compute the same twice in evaluation mode, so that nothing can "
+            "be compared with it: something in it counts or remembers, such as the observers of a "
+            "quantisation; switch that off before"
+        )
     leaves, _ = flattened(made)
     for leaf in leaves:
         if isinstance(leaf, Tensor) and leaf.isnan().any():

@@ -54,9 +54,15 @@ def measure(network: nn.Module, inputs: Tensor) -> dict[str, float]:
         input, the input included, but not the weights of attention, which fused kernels do not
         keep; not there where the network cannot be traced.
     """
-    one_input = inputs[:1]
     with evaluating(network):
-        flops, peak = _watched(network, one_input)
+        try:
+            flops, peak = _watched(network, inputs[:1])
+        except (RuntimeError, ValueError):
+            if len(inputs) < 2:
+                raise
+            # It takes no single one, as batch norms without running statistics.
+            flops, peak = _watched(network, inputs[:2])
+            flops, peak = flops // 2, peak // 2 if peak is not None else None
     params = 0
     nonzero = 0
     for parameter in network.parameters():

@@ -62,6 +62,8 @@ def _emptying(name: str, options: GroupPenalty, network: nn.Module, sample: Tens
         active = options.attach(network, sample)
     if not isinstance(active, ActiveGroups):
         raise UserError(f"penalties.{name}.relative: it is no penalty on groups of weights")
+    if active.targets == 0:
+        raise UserError(f"penalties.{name}: {options.nothing_to_do}; leave it out")
     kept = [parameter.detach().clone() for parameter in network.parameters()]
 
     def left(threshold: float) -> float:

@@ -1,5 +1,6 @@
 """`slimfront.compact` and `slimfront.measure`: of a network of any inputs, as its user calls it."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,11 +8,15 @@ from torch import nn
 
 from slimfront.trainables import compaction
 from slimfront.trainables.compaction import Compacted, Compaction
+from slimfront.trainables.errors import first_few
 from slimfront.trainables.inputs import Several, as_one
 from slimfront.trainables.measures import measure as measures
 from slimfront.trainables.models.adapted import as_called_with, in_order_of_forward
 from slimfront.trainables.options import validated
 from slimfront.trainables.shipping.shipped import ByArguments
+from slimfront.trainables.torch_internals import hooks_of_users
+
+log = logging.getLogger(__name__)
 
 
 def compact(
@@ -43,11 +48,24 @@ def compact(
     if isinstance(options, Mapping):
         options = validated(Compaction, options, "compact")
     given = as_one(inputs)
+    name_hooks(network)
     made = compaction.compact(as_called_with(network, given, output), given, options)
     if not isinstance(given, Several):
         return made
     names = in_order_of_forward(network, list(given.named))
     return Compacted(ByArguments(made.network, names).eval(), made.report)
+
+
+def name_hooks(network: nn.Module) -> None:
+    """Warns of code of the user's that is in no module, of which files have nothing."""
+    names = [f"'{name}'" if name else "the network itself" for name in hooks_of_users(network)]
+    if names:
+        log.warning(
+            "forward hooks are no part of a network that is stored, and what they change may be "
+            "lost or have compaction refused; put what they do into a forward, or take them off, "
+            "where they change what it computes: %s",
+            first_few(names),
+        )
 
 
 def measure(network: nn.Module, inputs: Any) -> dict[str, float]:

@@ -229,6 +229,29 @@ def all_kept(weight: Tensor) -> Tensor:
     return torch.ones_like(weight, dtype=torch.bool)
 
 
+_OF_EACH_ENTRY = frozenset(
+    (
+        *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_avg_diff", "exp_inf", "momentum_buffer"),
+        *("square_avg", "grad_avg", "acc_delta", "sum", "prev", "step_size", "ax", "mu", "eta"),
+        *("z", "momentum", "velocity", "m", "v", "previous_grad", "old", "slow_buffer", "slow"),
+    )
+)
+"""What optimisers call what they remember of each entry of a weight."""
+
+
+def _is_square(weight: Tensor) -> bool:
+    return weight.dim() == 2 and weight.shape[0] == weight.shape[1]
+
+
+def optimizers_within(optimizer: Any) -> list[Any]:
+    """An optimiser, and those that it is made of, as Lookahead and SAM are."""
+    found = [optimizer]
+    for value in vars(optimizer).values():
+        if isinstance(value, torch.optim.Optimizer) and value is not optimizer:
+            found.append(value)
+    return found
+
+
 class ActiveSparsifier:
     """A sparsifier at work on one network. Its `masks`, by parameter name, are True where a weight
     may be non-zero.
@@ -294,12 +317,14 @@ class ActiveSparsifier:
                 moment.mul_(mask)
 
     def _moments(self, weight: Tensor) -> Iterator[Tensor]:
-        """What the optimiser remembers of each entry of a weight."""
-        remembered = self.setting.optimizer.state.get(weight, {})
-        for value in remembered.values():
-            if not isinstance(value, Tensor):
-                continue
-            if value.shape == weight.shape:
+        """What the optimiser, and those within it, remember of each entry of a weight."""
+        for optimizer in optimizers_within(self.setting.optimizer):
+            remembered = optimizer.state.get(weight, {})
+            for name, value in remembered.items():
+                if not isinstance(value, Tensor) or value.shape != weight.shape:
+                    continue
+                if _is_square(weight) and name not in _OF_EACH_ENTRY:
+                    continue  # it may be of the rows, and of the columns, as Shampoo's
                 yield value
 
     def random_scores(self) -> Tensors:

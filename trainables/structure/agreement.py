@@ -148,10 +148,14 @@ def refuse_opaque(made: Outputs) -> None:
     leaves, _ = flattened(made)
     for leaf in leaves:
         if not isinstance(leaf, _PLAIN):
+            within = ""
+            if leaf is not made:
+                within = f" within its {type(made).__name__}"
+            which = "1" if isinstance(made, list | tuple) else "'logits'"
             raise UserError(
-                f"the network returns a {type(leaf).__name__} within its {type(made).__name__}, "
-                "whose tensors are not seen; say which of the outputs counts by output, such as "
-                "output='logits' (in a config task.output)"
+                f"the network returns a {type(leaf).__name__}{within}, whose tensors are not seen; "
+                f"say which of the outputs counts by output, such as output={which} (in a config "
+                "task.output)"
             )
 
 
@@ -241,8 +245,13 @@ def difference_in_batches(
     A batch is run at a time, so that memory does not grow with N.
     """
     found: dict[tuple[int, torch.Size], Compared] = {}
-    for batch in (*pieces(inputs, expected), *_last(inputs, 3, 1)):
-        wanted = outputs(expected, batch)
+    for number, batch in enumerate((*pieces(inputs, expected), *_last(inputs, 3, 1))):
+        try:
+            wanted = outputs(expected, batch)
+        except _ERRORS:
+            if number == 0:
+                raise
+            continue  # it takes no batches as small
         try:
             got = outputs(actual, batch)
         except _ERRORS:
@@ -251,7 +260,7 @@ def difference_in_batches(
         others, other_structure = flattened(got)
         if structure != other_structure:
             return float("inf")
-        for number, (leaf, other) in enumerate(zip(leaves, others, strict=True)):
+        for place, (leaf, other) in enumerate(zip(leaves, others, strict=True)):
             compared = compare(
                 wanted=leaf,
                 got=other,
@@ -262,7 +271,7 @@ def difference_in_batches(
                 if compared > 0:
                     return compared
                 continue
-            key = number, compared.apart.shape
+            key = place, compared.apart.shape
             if key in found:
                 compared = found[key].joined(compared)
             found[key] = compared

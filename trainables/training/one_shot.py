@@ -190,7 +190,7 @@ class Correction:
 
 def _moments(outputs: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """The mean and the standard deviation of each channel, (channels,)."""
-    by_channel = outputs.movedim(axis, 0).flatten(1)
+    by_channel = outputs.movedim(axis, 0).flatten(1).contiguous()  # sums in one order
     means = by_channel.mean(1, keepdim=True)
     # By hand, in two passes, which is as exact: torch's own takes eight times as long on a CPU.
     squares = (by_channel - means).square()

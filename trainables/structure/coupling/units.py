@@ -188,8 +188,9 @@ class Units:
                 changed |= going.respect_whole(whole)
             for units in self._packs:
                 changed |= going.respect_pack(units)
-            for units in spaces:
-                changed |= going.respect_space(units)
+            if not changed:
+                # Last of all: while others may still be restored, none need stay for this.
+                changed = any(going.respect_space(units) for units in spaces)
         return going.of_units()
 
 

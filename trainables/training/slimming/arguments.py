@@ -1,6 +1,7 @@
 """What Slimming is given, and what can be made of it."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from numbers import Integral
 from typing import Any
 
@@ -9,8 +10,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from slimfront.trainables.data import Split
-from slimfront.trainables.errors import UserError
+from slimfront.trainables.errors import OF_USERS_CODE, UserError
 from slimfront.trainables.inputs import each
+from slimfront.trainables.structure.agreement import outputs, refuse_opaque
+from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.training.slimming.acting import Asked
 
 Loss = Callable[[Any, Any], Tensor]
@@ -91,6 +94,15 @@ def per_epoch(asked: Asked, steps_per_epoch: int | None) -> int:
     if steps_per_epoch is not None and steps_per_epoch < 1:
         raise UserError(f"Slimming: steps_per_epoch is {steps_per_epoch}; it must be at least 1")
     return steps_per_epoch or 1
+
+
+def refuse_opaque_outputs(network: nn.Module, sample: Tensor) -> None:
+    """Raises UserError where a network returns objects that hold tensors, such as distributions:
+    nothing could be made compact when the training is over."""
+    made: Any = None
+    with suppress(*OF_USERS_CODE), evaluating(network), torch.no_grad():
+        made = outputs(network, sample[:2])
+    refuse_opaque(made)
 
 
 def examples_of(sample: Tensor, targets: Tensor | None) -> Examples:

@@ -24,7 +24,7 @@ from slimfront.trainables.penalties.base import ActiveGroups, GroupPenalty
 from slimfront.trainables.penalties.cka import ActiveFeatures
 from slimfront.trainables.penalties.features import remove_hooks
 from slimfront.trainables.penalties.relative import absolute
-from slimfront.trainables.shipping.any_inputs import compact
+from slimfront.trainables.shipping.any_inputs import compact, name_hooks
 from slimfront.trainables.sparsifiers import ActiveSparsifier, Setting, Sparsifier
 from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.training.optimizers import check_optimizer, step_sizes
@@ -38,6 +38,7 @@ from slimfront.trainables.training.slimming.arguments import (
     inner_optimizer,
     loss_of,
     per_epoch,
+    refuse_opaque_outputs,
     shapes,
     unwrapped,
 )
@@ -123,6 +124,8 @@ class Slimming(AbstractContextManager["Slimming"]):
         self.output = output
         sample = as_one(inputs)
         view = as_called_with(self.network, sample, output)
+        refuse_opaque_outputs(view, sample)
+        name_hooks(self.network)
         self._rise = RisingRate(optimizer, asked.penalties)
         self._relative = {
             name
@@ -310,6 +313,8 @@ class Slimming(AbstractContextManager["Slimming"]):
         parameters = dict(twin.named_parameters(remove_duplicate=False))
         changed = []
         for name, mask in self.sparsifier.masks.items():
+            if self._what_acts.is_replaced(name):
+                continue  # which was said: the mask is another parameter's
             parameter = parameters[name]
             mask = mask.to(parameter.device)
             if bool((parameter[~mask] != 0).any()):
@@ -333,14 +338,20 @@ class Slimming(AbstractContextManager["Slimming"]):
         for name, options in self._asked.penalties.items():
             if name in self._relative and isinstance(options, GroupPenalty):
                 strengths[name] = {"strength": options.strength, "layers": options.layers}
-        return {"step": self.step, "sparsifier": masks, "strengths": strengths}
+        return {
+            "step": self.step,
+            "sparsifier": masks,
+            "strengths": strengths,
+            "optimizer": type(self.optimizer).__name__,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues bit-exactly where `state_dict` was taken, with the network's and the
         optimiser's, which may be loaded before Slimming is made, or after it.
 
         Strengths and options are those that Slimming was made with, but for relative strengths,
-        which are relative to the weights that the training began with.
+        which are relative to the weights that the training began with, unless the optimiser is of
+        another kind now.
 
         Raises:
             UserError: if the state is of another network, or of another sparsifier.
@@ -365,7 +376,20 @@ class Slimming(AbstractContextManager["Slimming"]):
                     f"sparsifier ({type(error).__name__}: {error})"
                 ) from None
         self.step = state["step"]
-        self._take_strengths(state.get("strengths", {}))
+        own_kind = type(self.optimizer).__name__
+        kind = state.get("optimizer", own_kind)
+        strengths = state.get("strengths", {})
+        if kind == own_kind:
+            self._take_strengths(strengths)
+        elif self._relative.intersection(strengths):
+            log.warning(
+                "Slimming.load_state_dict: the state is of a training with %s, and this one has "
+                "%s: relative strengths are relative to the steps of %s, and to the weights as "
+                "they were when this Slimming was made",
+                kind,
+                own_kind,
+                own_kind,
+            )
         self._watch()
 
     def _take_strengths(self, strengths: Mapping[str, Any]) -> None:

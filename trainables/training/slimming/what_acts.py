@@ -2,7 +2,9 @@
 name, when it is seen."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +15,11 @@ from slimfront.trainables.errors import UserError, first_few
 from slimfront.trainables.penalties import ActivePenalty, Penalty
 from slimfront.trainables.penalties.base import ActiveGroups, GroupPenalty
 from slimfront.trainables.penalties.cka import ActiveFeatures
-from slimfront.trainables.sparsifiers.base import frozen_growth, out_of_reach
+from slimfront.trainables.sparsifiers.base import (
+    frozen_growth,
+    optimizers_within,
+    out_of_reach,
+)
 from slimfront.trainables.training.optimizers import step_sizes
 from slimfront.trainables.training.slimming.acting import Acting, Asked
 
@@ -69,14 +75,18 @@ class StepsTaken:
 
     def __init__(self, optimizer: Any) -> None:
         self.calls = 0
-        self.steps = 0
+        """Since they were compared last."""
+        self.steps: Counter[int] = Counter()
+        """Of the optimiser, and of each that it is made of: in one as SAM the latter alone step."""
         self.said = False
-        self.handle: RemovableHandle | None = None
-        if isinstance(optimizer, torch.optim.Optimizer):
-            self.handle = optimizer.register_step_post_hook(self._count)
+        self.handles: list[RemovableHandle] = []
+        for place, each in enumerate(optimizers_within(optimizer)):
+            if hasattr(each, "_optimizer_step_post_hooks"):  # as torch's own make it
+                count = partial(self._count, place)
+                self.handles.append(each.register_step_post_hook(count))
 
-    def _count(self, *_: object) -> None:
-        self.steps += 1
+    def _count(self, place: int, *_: object) -> None:
+        self.steps[place] += 1
 
     def called(self) -> None:
         """Counts a call of `after_step`."""
@@ -85,27 +95,32 @@ class StepsTaken:
             self.say_if_apart()
 
     def say_if_apart(self) -> None:
-        """Warns, once, where there are more than twice as many of the one as of the other; a
-        scaler of gradients may leave a few steps out."""
-        if self.handle is None or self.said or self.calls == 0:
+        """Warns, once, where there were more than twice as many of the one as of the other since
+        the last time; a scaler of gradients may leave a few steps out."""
+        calls = self.calls
+        steps = max(self.steps.values(), default=0)
+        self.calls = 0
+        self.steps.clear()
+        if not self.handles or self.said or calls == 0:
             return
-        least, most = sorted((self.calls, self.steps))
+        least, most = sorted((calls, steps))
         if most <= 2 * least + 10:
             return
         self.said = True
         log.warning(
             "after_step was called %d times, and the optimizer that Slimming was made with has "
-            "taken %d steps, so that penalties and schedules do not act as asked; give Slimming "
-            "the optimizer that trains the network, and call after_step once after each step of it",
-            self.calls,
-            self.steps,
+            "taken %d steps meanwhile, so that penalties and schedules do not act as asked; give "
+            "Slimming the optimizer that trains the network, and call after_step once after each "
+            "step of it",
+            calls,
+            steps,
         )
 
     def close(self) -> None:
-        """Takes the hook off the optimiser."""
-        if self.handle is not None:
-            self.handle.remove()
-            self.handle = None
+        """Takes the hooks off the optimiser."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
 
 
 class WhatActs:
@@ -191,9 +206,26 @@ class WhatActs:
                 "penalties have done nothing: after_step was never called; call it after each step "
                 "of the optimizer"
             )
-        elif not self._loss_was_asked and self.acting.losses():
-            log.warning("penalties have done nothing by their gradient: loss() was never called")
+        elif step and not self._loss_was_asked:
+            self._say_what_had_no_gradient()
         self._say_if_early(step, steps)
+
+    def _say_what_had_no_gradient(self) -> None:
+        names = []
+        for name, penalty in self.penalties.items():
+            if isinstance(penalty, ActiveFeatures) or penalty.loss() is not None:
+                names.append(f"'{name}'")
+        if names:
+            log.warning(
+                "penalties have done nothing by their gradient, since loss() was never called; add "
+                "it to the loss of each batch: %s",
+                first_few(names),
+            )
+
+    def is_replaced(self, name: str) -> bool:
+        """Whether a parameter is another one than when Slimming was made."""
+        now = dict(self.network.named_parameters())
+        return name in self.parameters and now.get(name) is not self.parameters[name]
 
     def _say_if_replaced(self) -> None:
         now = dict(self.network.named_parameters())

@@ -194,14 +194,14 @@ def as_one(inputs: Any) -> Tensor:
         )
     if not named:
         raise UserError("the inputs are empty; give a batch of real inputs")
-    _refuse_without_examples(named)
+    refuse_without_examples(named)
     if list(named) == ["0"]:
         alone: Tensor = named["0"]
         return alone
     return Several(named)
 
 
-def _refuse_without_examples(named: Mapping[str, Tensor]) -> None:
+def refuse_without_examples(named: Mapping[str, Tensor]) -> None:
     """Raises UserError for tensors that cannot be cut into batches, such as the edges of a graph:
     they are looked at a few examples at a time."""
     first, *_ = named

@@ -11,7 +11,7 @@ from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.sparsifiers.base import prunable_weights
 from slimfront.trainables.tasks.metrics import Described
 from slimfront.trainables.training.loop import Training
-from slimfront.trainables.training.one_shot import OneShot, Pruning
+from slimfront.trainables.training.one_shot import OneShot, Pruning, _moments
 from slimfront.trainables.training.rivals import Rivals
 from slimfront.trainables.training.train import train
 
@@ -398,3 +398,18 @@ def test_each_step_keeps_its_share_of_all_weights_whatever_layers_they_are_of(
     kept = {name: int(weight.count_nonzero()) for name, weight in sparser.items()}
     assert sum(kept.values()) == total // 4
     assert all(kept[name] < weight.numel() for name, weight in weights.items())
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_moments_are_those_of_torch_and_a_constant_channel_has_no_spread(axis: int) -> None:
+    torch.manual_seed(0)
+    outputs = 3 * torch.randn(64, 5, 7, 5) + 100
+    along = outputs.movedim(axis, 0)
+    along[2] = 0.1  # whose mean in float32 is another number
+    means, deviations = _moments(outputs, axis)
+    by_channel = along.double().flatten(1)
+    torch.testing.assert_close(means.double(), by_channel.mean(1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        deviations.double(), by_channel.std(1, correction=0), rtol=1e-5, atol=0
+    )
+    assert deviations[2] == 0

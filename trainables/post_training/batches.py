@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from slimfront.trainables.data.loaders import pair
 from slimfront.trainables.depth.base import Batch
 from slimfront.trainables.errors import OF_USERS_CODE, UserError, first_line
-from slimfront.trainables.inputs import Call, Several, each, joined, shape_of_one, tensors
+from slimfront.trainables.inputs import (
+    Call,
+    Several,
+    each,
+    joined,
+    refuse_without_examples,
+    shape_of_one,
+    tensors,
+)
 from slimfront.trainables.models import adapted
 from slimfront.trainables.structure.agreement import refuse_opaque
 from slimfront.trainables.tasks.evaluating import evaluating
@@ -55,6 +63,8 @@ def _inputs(given: Any) -> Tensor:
             f"prune: a batch is a {type(given).__name__}; it is to be a tensor, or a tuple or a "
             "mapping of tensors"
         )
+    if len(named) > 1:
+        refuse_without_examples(named)
     for part in parts:
         if part.dim() == 0 or len(part) == 0:
             raise UserError("prune: a batch is empty; its first axis is that of the examples")

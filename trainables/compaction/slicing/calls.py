@@ -1,19 +1,23 @@
 """What the nodes of a network are called with when some of its units go."""
 
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx import Node
 
 from slimfront.trainables.compaction.slicing.bounds import Bounds
+from slimfront.trainables.compaction.slicing.gathered import places_of
 from slimfront.trainables.compaction.slicing.sizes import changed_numbers, in_proportion
 from slimfront.trainables.compaction.slicing.stays import CannotSlice, Slices, has_tensors
 from slimfront.trainables.structure.coupling.convolutions import CONVOLUTIONS, GROUPS_PLACE
 from slimfront.trainables.structure.coupling.known import Known, found_in
-from slimfront.trainables.structure.coupling.moves import FILLS, MOVES, sizes_in
+from slimfront.trainables.structure.coupling.moves import FILLS, MOVES, MOVING_MODULES, sizes_in
 from slimfront.trainables.structure.coupling.units import packed
+from slimfront.trainables.structure.graph import module_of
 from slimfront.trainables.torch_internals import OpOverload, function_name
 
 _SIZES_AT_ONCE = ("view", "reshape", "expand", "_unsafe_view", "view_copy", "broadcast_to")
@@ -78,6 +82,8 @@ class _Calls:
         made = self.slices.known(node)
         if not has_tensors(made):
             return None
+        if isinstance(module_of(self.slices.network, node), MOVING_MODULES):
+            return self._moving_module(node)
         if node.op not in ("call_function", "call_method"):
             return self._with_numbers(node)
         name = function_name(node)
@@ -92,8 +98,42 @@ class _Calls:
             return self._filled(node, name)
         if name in CONVOLUTIONS:
             return self._convolved(node, name)
-        call = self._moved(node, name)
-        self._check_move(node, call)
+        return self._first_right(node, lambda: self._moved(node, name))
+
+    def _moving_module(self, node: Node) -> NewCall | None:
+        """The call of a module that moves entries, without the units."""
+        if not self._is_touched(node):
+            return None
+        module: Any = module_of(self.slices.network, node)
+
+        def as_it_is() -> NewCall:
+            if not isinstance(module, nn.Unflatten):
+                return NewCall.of(node, node.args, node.kwargs)
+            shape = self.slices.shape(self.slices.known(node))
+            axis = int(module.dim)
+            sizes = self._unflattened(node, axis, module.unflattened_size, shape)
+            return NewCall("call_method", "unflatten", (node.args[0], axis, sizes), {})
+
+        return self._first_right(node, as_it_is)
+
+    def _first_right(self, node: Node, move: Callable[[], NewCall]) -> NewCall:
+        """What `move` makes of a node, if it brings what stays to where it should be; else what
+        takes it by its places.
+
+        Raises:
+            CannotSlice: if neither does.
+        """
+        try:
+            call = move()
+            self._check_move(node, call)
+        except CannotSlice:
+            found = places_of(self.slices, node)
+            if found is None:
+                raise
+            axis, places = found
+            index = (*[slice(None)] * axis, places)
+            call = NewCall("call_function", operator.getitem, (node.args[0], index), {})
+            self._check_move(node, call)
         return call
 
     def _is_touched(self, node: Node) -> bool:
@@ -298,7 +338,7 @@ class _Calls:
             entries = packed(numbers.expand(known.shape), mask)
             try:
                 moved = slices.walk.called(
-                    call,  # type: ignore[arg-type]
+                    node if call.op == "call_module" else call,  # type: ignore[arg-type]
                     args=[entries.double(), *args],
                     kwargs=kwargs,
                 )

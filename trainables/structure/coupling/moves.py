@@ -51,7 +51,7 @@ _PADDING_MODULES: tuple[type[nn.Module], ...] = (
     *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
     *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
 )
-_MOVING_MODULES: tuple[type[nn.Module], ...] = (
+MOVING_MODULES: tuple[type[nn.Module], ...] = (
     *(nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle),
     *(
         nn.ReflectionPad1d,
@@ -334,6 +334,6 @@ FUNCTIONS: dict[str, Handler] = {
     "getattr": attribute,
 }
 MODULES: dict[type[nn.Module], Handler] = {
-    **dict.fromkeys(_MOVING_MODULES, move),
+    **dict.fromkeys(MOVING_MODULES, move),
     **dict.fromkeys(_PADDING_MODULES, pad),
 }

@@ -1,0 +1,112 @@
+"""Units behind moves of whole channels: shuffles, rolls, parts, and modules that are given
+sizes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slimfront.trainables.compaction import compact, deserialise, serialise
+from slimfront.trainables.shipping import save
+from slimfront.trainables.shipping.shipped import Shipped
+
+Move = Callable[[Tensor], Tensor]
+
+
+class Moved(nn.Module):
+    def __init__(self, move: Move, channels: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(2, 16, 3, padding=1)
+        self.move = move
+        self.last = nn.Conv2d(channels, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.last(self.move(self.first(x).relu()))
+        return made
+
+
+MOVES: dict[str, tuple[Move, int]] = {
+    "roll": (lambda h: torch.roll(h, 3, 1), 16),
+    "flip": (lambda h: h.flip(1), 16),
+    "a part": (lambda h: h[:, :8], 8),
+    "every second": (lambda h: h[:, ::2], 8),
+    "a list": (lambda h: h[:, [0, 3, 5, 7]], 4),
+    "ChannelShuffle": (nn.ChannelShuffle(4), 16),
+    "channel_shuffle": (lambda h: F.channel_shuffle(h, 4), 16),
+    "Unflatten": (nn.Sequential(nn.Unflatten(1, (8, 2)), nn.Flatten(1, 2)), 16),
+    "Unflatten and a sum": (lambda h: nn.Unflatten(1, (8, 2))(h).sum(2), 8),
+    "PixelShuffle": (nn.PixelShuffle(2), 4),
+}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_what_stays_is_taken_by_its_places(name: str, tmp_path: Path) -> None:
+    move, channels = MOVES[name]
+    network = Moved(move, channels).eval()
+    with torch.no_grad():
+        # Pairs, and fours for pixels: parts that some moves take together.
+        for layer in (network.first,):
+            layer.weight[4:8] = 0
+            layer.bias[4:8] = 0
+            layer.weight[12:] = 0
+            layer.bias[12:] = 0
+    inputs = torch.randn(8, 2, 6, 6)
+    made = compact(network, inputs)
+    small = made.network
+    assert made.report.after["params"] < sum(p.numel() for p in network.parameters())
+    assert small.get_submodule("first").out_channels <= 8
+    assert not made.report.count("zeros stay")
+    for shape in ((3, 2, 6, 6), (1, 2, 6, 6), (5, 2, 8, 10)):
+        other = torch.randn(shape)
+        torch.testing.assert_close(small(other), network(other), rtol=1e-5, atol=1e-6)
+    again = deserialise(serialise(small))
+    torch.testing.assert_close(again(inputs), small(inputs))
+    path = tmp_path / "small.onnx"
+    save(Shipped(small, None, None), inputs, path, "onnx")
+    session = onnxruntime.InferenceSession(path)
+    (given,) = session.get_inputs()
+    (outputs,) = session.run(None, {given.name: inputs[:3].numpy()})
+    torch.testing.assert_close(torch.from_numpy(outputs), network(inputs[:3]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["view", "unflatten"])
+@pytest.mark.parametrize("head", [0, 1, 3])
+def test_any_head_of_attention_by_linear_layers_goes(head: int, how: str) -> None:
+    """The first one too, which stays where all others go."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.parts = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+            self.out = nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            heads = []
+            for part in self.parts:
+                made = part(x)
+                if how == "view":
+                    made = made.view(x.shape[0], x.shape[1], 4, -1)
+                else:
+                    made = made.unflatten(-1, (4, -1))
+                heads.append(made.transpose(1, 2))
+            attended = F.scaled_dot_product_attention(*heads)
+            joined: Tensor = self.out(attended.transpose(1, 2).flatten(2))
+            return joined
+
+    network = Attention().eval()
+    of_head = slice(4 * head, 4 * head + 4)
+    with torch.no_grad():
+        for part in network.parts:
+            part.weight[of_head] = 0
+            part.bias[of_head] = 0
+        network.out.weight[:, of_head] = 0
+    inputs = torch.randn(8, 5, 16)
+    small = compact(network, inputs).network
+    assert small.get_submodule("parts.0").out_features == 12
+    torch.testing.assert_close(small(inputs), network(inputs))

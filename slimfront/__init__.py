@@ -115,6 +115,12 @@ _HOMES = {
 }
 
 
+def __dir__() -> list[str]:
+    """What completion offers."""
+    of_modules = [name for name in globals() if name.startswith("__")]
+    return sorted({*of_modules, *__all__, "integrations"})
+
+
 def __getattr__(name: str) -> Any:
     if name in ("search", "integrations"):
         return importlib.import_module(f"slimfront.{name}")

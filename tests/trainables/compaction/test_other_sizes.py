@@ -176,3 +176,40 @@ def test_files_take_sequences_of_any_length(kind: Any, tmp_path: Any) -> None:
     read = load(path)
     for length in LENGTHS[:2] if kind == "onnx" else LENGTHS:
         check(network, read, tokens(length))
+
+
+class Levels(nn.Module):
+    """Two levels of an image, of which the lower is made as large as the upper."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.form = form
+        self.first = nn.Conv2d(3, 8, 3, 2, 1)
+        self.second = nn.Conv2d(8, 8, 3, 2, 1)
+        self.last = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        upper = self.first(x).relu()
+        lower = self.second(upper).relu()
+        made = self.last(upper + nn.functional.interpolate(lower, size=upper.shape[-2:]))
+        if self.form == "a mapping":
+            return {"out": made, "beside": 2 * made}
+        if self.form == "mappings within":
+            return {"out": [made, {"beside": 2 * made}]}
+        return [made, 2 * made]
+
+
+@pytest.mark.parametrize("form", ["a list", "a mapping", "mappings within"])
+def test_images_may_have_any_size_whatever_is_returned(
+    form: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = Levels(form).eval()
+    with torch.no_grad():
+        network.second.weight[:4] = 0
+        network.second.bias[:4] = 0
+    small = sf.compact(network, torch.randn(4, 3, 16, 16)).network
+    assert not [message for message in caplog.messages if "size" in message]
+    for shape in ((2, 3, 32, 32), (1, 3, 24, 40)):
+        images = torch.randn(shape)
+        torch.testing.assert_close(small(images), network(images))

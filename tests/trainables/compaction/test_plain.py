@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from slimfront.trainables.compaction import deserialise, serialise
+from slimfront.trainables.compaction import compact, deserialise, serialise
 from slimfront.trainables.compaction.plain.modules import module_from_plain, module_to_plain
 from slimfront.trainables.models.resnet import BasicBlock
 from slimfront.trainables.structure import operations
@@ -178,3 +178,26 @@ def test_common_operations_come_back_bit_identical(operation: Callable[[Tensor],
     inputs = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(1))
     restored = deserialise(serialise(fx.symbolic_trace(Does())))
     assert torch.equal(restored(inputs), operation(inputs))
+
+
+class Table(nn.Module):
+    """Rows of a buffer, which are chosen by the inputs."""
+
+    table: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.register_buffer("table", torch.randn(10, 8))
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.table[x] - self.table[0] * 2
+        made: Tensor = self.last(self.first(rows).relu())
+        return made
+
+
+def test_a_table_that_is_no_parameter_comes_back() -> None:
+    inputs = torch.randint(0, 10, (8,))
+    network = compact(Table().eval(), inputs).network
+    assert torch.equal(deserialise(serialise(network))(inputs), network(inputs))

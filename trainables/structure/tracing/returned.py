@@ -4,6 +4,10 @@ from collections import OrderedDict
 from typing import Any
 
 from torch import fx
+from torch.fx.immutable_collections import immutable_dict
+
+_PLAIN = (dict, OrderedDict, immutable_dict)
+"""Mappings that code can write as they are, the last one being how a graph holds them."""
 
 
 def writable(graph: fx.Graph, returned: Any, *, within: bool = False) -> Any:
@@ -12,7 +16,7 @@ def writable(graph: fx.Graph, returned: Any, *, within: bool = False) -> Any:
     class there, which it does not know."""
     if isinstance(returned, dict):
         named = {key: writable(graph, value, within=True) for key, value in returned.items()}
-        if type(returned) in (dict, OrderedDict):
+        if type(returned) in _PLAIN:
             return named
         return graph.call_function(type(returned), (), named)
     if not isinstance(returned, list | tuple):

@@ -1,6 +1,7 @@
 """The graph of a network by torch.fx, without what it keeps of checks and of optional arguments."""
 
 import inspect
+import operator
 
 from torch import fx, nn
 from torch.fx import GraphModule, Node
@@ -19,12 +20,25 @@ def symbolically_traced(model: nn.Module) -> GraphModule:
     graph = tracer.trace(model, _defaults(model))
     _drop_optional(graph)
     _drop_checks(graph)
+    _name_operators(graph)
     make_writable(graph)
     return GraphModule(
         tracer.root,
         graph,
         class_name=type(model).__name__,
     )
+
+
+def _name_operators(graph: fx.Graph) -> None:
+    """Has operators on a tensor of the network's own, such as a table that is indexed by inputs, be
+    the functions that they are on inputs: torch.fx has them as methods."""
+    for node in graph.nodes:
+        if node.op != "call_method" or not str(node.target).startswith("__"):
+            continue
+        function = getattr(operator, str(node.target), None)
+        if operations.name_of(function) is not None:
+            node.op = "call_function"
+            node.target = function
 
 
 def is_known(traced: GraphModule) -> bool:

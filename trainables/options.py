@@ -244,7 +244,7 @@ def _location(problem: ErrorDetails) -> str:
     """The dotted path of the value, without what pydantic adds for a union."""
     parts = [str(part) for part in problem["loc"]]
     last = parts[-1] if parts else ""
-    of_union = last in _UNION_TAGS or last.startswith("literal[")
+    of_union = last in _UNION_TAGS or last.startswith(("literal[", "constrained-"))
     if len(parts) > 1 and of_union:
         parts.pop()
     return ".".join(parts)

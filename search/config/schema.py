@@ -351,11 +351,11 @@ class Config(Candidate):
 
     def looked_at(self) -> list[Candidate]:
         """What is built before a search beside `rehearsed`, since values may name what a network
-        has not: every choice, and one value of each range."""
+        has not: every choice, and one of numbers, which name nothing."""
         found = []
-        for path, parameter in self.space.items():
+        for path in self.space:
             ends = self.search_space.ends(path)
-            if parameter.choices is None:
+            if all(isinstance(end, int | float) for end in ends):
                 ends = ends[-1:]
             for end in ends:
                 found.append(self._tried({path: end}))

@@ -9,6 +9,7 @@ import torch
 
 from slimfront.search.config.samplers import try_sampler
 from slimfront.search.config.schema import Config
+from slimfront.search.record.storage import check_place
 from slimfront.search.record.study import check_database
 from slimfront.search.tracking.store import check_store
 from slimfront.trainables.candidate import Candidate
@@ -27,12 +28,13 @@ log = logging.getLogger(__name__)
 
 
 def ask_stores(config: Config) -> None:
-    """Finds out whether a search of this config could write to its tracking store, and reach the
-    database of its study; nothing is made there.
+    """Finds out whether a search of this config could write to its storage path and its tracking
+    store, and reach the database of its study; nothing is left there.
 
     Raises:
         UserError: one sentence that says which does not answer, and why.
     """
+    check_place(config.search.storage_path)
     check_store(config.tracking.absolute_uri())
     if config.search.storage is not None:
         check_database(config.search.storage)

@@ -294,6 +294,8 @@ def _show_share(point: MeasuredNetwork, whole: float | None) -> str:
 
 
 def _show(value: object) -> str:
+    if value is None:  # a choice, as a config has it
+        return "null"
     if isinstance(value, float):
         return f"{value:.3g}"
     return cell(value)

@@ -62,6 +62,21 @@ def parent(place: str) -> str:
     return above + query
 
 
+def check_place(storage_path: str) -> None:
+    """Raises UserError for a directory that nothing can be written to; a bucket is not asked."""
+    if is_bucket(storage_path):
+        return
+    folder = Path(storage_path).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        Path(tempfile.mkdtemp(dir=folder)).rmdir()
+    except OSError as error:
+        raise UserError(
+            f"search.storage_path: nothing can be written to {folder}: {error.strerror}"
+        ) from None
+
+
 def fetch(folder: str, name: str) -> Path:
     """A file of a checkpoint, on this machine: where it lies, or a copy of what lies in a bucket.
 

@@ -168,7 +168,8 @@ def _row(front: Front, name: str, member: Member, columns: list[str]) -> Row:
         row[column] = known.get(column)
     values = member.get("params")
     if isinstance(values, dict):
-        row |= values
+        # What does not apply is left out; what was chosen to be nothing is told.
+        row |= {path: "null" if value is None else value for path, value in values.items()}
     return row
 
 

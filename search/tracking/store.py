@@ -46,6 +46,8 @@ def connect(uri: str, *, writes: bool = False) -> MlflowClient:
     # It logs the traceback of each write that a database does not take, beside raising it.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    # A line for each attempt, of which the last is told by whoever waits for it.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # Two lines at the end of every run.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")

@@ -1,6 +1,7 @@
 """What is tried of a config before a search."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from slimfront.search.config.schema import Config
 from slimfront.search.engine.preflight import preflight
+from slimfront.search.record.storage import check_place
 from slimfront.trainables.errors import UserError
 
 HERE = "tests.search.test_preflight"
@@ -150,3 +152,10 @@ def test_a_sampler_that_cannot_propose_is_refused(sampler: dict[str, Any]) -> No
     with pytest.raises(UserError, match="it cannot propose with these options"):
         preflight(small(search={"sampler": sampler}))
     preflight(small(search={"sampler": {"name": "nsga2", "population_size": 10}}))
+
+
+def test_a_place_that_nothing_can_be_written_to_is_refused(tmp_path: Path) -> None:
+    check_place(str(tmp_path / "not" / "there"))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="nothing can be written to /proc"):
+        check_place("/proc/not/there")

@@ -93,7 +93,8 @@ class Factory(Data):
             kind = kind_of(made)
             raise self._wrong(
                 f"is {kind}",
-                "a slimfront.trainables.data.Dataset, or (inputs, targets) as tensors or arrays",
+                "a slimfront.trainables.data.Dataset, (inputs, targets) as tensors or arrays, or a "
+                "mapping of such by 'train', 'validation' and 'test'",
             )
         examples = made[:2]
         inputs, targets = self._pair(examples)

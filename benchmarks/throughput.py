@@ -40,8 +40,9 @@ LR, STRENGTH = (1e-3, 1e-2), (1e-5, 1e-3)
 PACK = 16
 SLOW = ("resnet20", "vgg11")
 """Networks of which a trial takes a quarter of a minute."""
-WARM = 2
-"""So many of our trials with them, one in each process, are not counted for core-seconds."""
+WARM = 1
+"""So many of our trials with them are not counted for core-seconds. They run one at a time: between
+the ends of two trials there is one whole trial then, and no part of another."""
 
 
 @dataclass
@@ -133,6 +134,7 @@ def by_hand(workload: Workload, trials: int, directory: Path) -> Taken:
                 study_name=directory.name,
             ),
             num_samples=trials,
+            max_concurrent_trials=1 if workload.network in SLOW else None,
         ),
         run_config=tune.RunConfig(
             storage_path=str(directory / "ray"),
@@ -181,7 +183,11 @@ def config_of(
                 },
             },
             "objectives": ["val_accuracy", "nonzero_params"],
-            "search": {"trials": trials, "storage_path": str(directory / "runs")},
+            "search": {
+                "trials": trials,
+                "storage_path": str(directory / "runs"),
+                "concurrency": 1 if workload.network in SLOW else "auto",
+            },
             "resources": {"pack": pack},
             "one_shot": {} if one_shot else {"steps": 0},
             "tracking": {"uri": f"sqlite:///{directory}/mlflow.db"},
@@ -256,7 +262,7 @@ def compare(workload: Workload) -> tuple[list[dict[str, Any]], dict[str, float]]
     rows, values = [], {}
     for name, taken in found.items():
         ratios = [mine.rate() / other.rate() for mine, other in zip(taken, first, strict=True)]
-        # Few and long trials: what processes import counts in the first ones alone.
+        # Few and long trials: what their process imports counts in the first one alone.
         warm = WARM if workload.network in SLOW and name != ASSEMBLED else 0
         spent = [sum(t.core_seconds(warm).values()) for t in taken]
         kinds = {
@@ -317,8 +323,8 @@ def workloads(directory: Path, *, quick: bool) -> list[Workload]:
     return [
         digits,
         Workload("MNIST MLP", "deep_mlp", 3, 256, mnist, (4, 12, 32), rounds=1),
-        Workload("ResNet-20 on 2,000 of MNIST, pooled", "resnet20", 15, 64, pooled, (2, 6, 6)),
-        Workload("VGG-11 on 2,000 of MNIST", "vgg11", 15, 64, subset, (2, 6, 6)),
+        Workload("ResNet-20 on 2,000 of MNIST, pooled", "resnet20", 15, 64, pooled, (2, 4, 4)),
+        Workload("VGG-11 on 2,000 of MNIST", "vgg11", 15, 64, subset, (2, 4, 4)),
     ]
 
 

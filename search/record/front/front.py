@@ -162,7 +162,8 @@ class Front:
         own. Who is on the front is not changed by it, and the hypervolume is."""
         for objective in self.objectives:
             value = dense.get(objective.name, math.nan)
-            if math.isfinite(value):
+            is_unit = value > 0 or objective.measure.quality
+            if math.isfinite(value) and is_unit:
                 self.dense_sizes[objective.name] = value
         self._reference = self._end_of_region(dense)
         measures = [point.measures for point in self._members]

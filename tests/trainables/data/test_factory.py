@@ -73,7 +73,7 @@ def test_a_candidate_trains_on_the_data_of_a_module_in_the_working_directory(
         (
             f"{MADE}:a_list",
             {},
-            "returned is of type list; right would be a slimfront.trainables.data.Dataset, or",
+            "returned is of type list; right would be a slimfront.trainables.data.Dataset,",
         ),
         (f"{MADE}:four_tensors", {}, r"returned is a tuple of \(Tensor, Tensor, Tensor, Tensor\)"),
         (f"{MADE}:labels_with_a_gap", {}, "from -1 to 2, and no example of 0; number them without"),

@@ -25,6 +25,9 @@ def places_of(slices: Slices, node: Node) -> tuple[int, list[int]] | None:
     if len(taken) != 1:
         return None
     (axis,) = taken
+    varies = any(source in slices.by_inputs for source in node.all_input_nodes[1:])
+    if varies or not known.along(axis):
+        return None  # the places are others for inputs of other sizes
     kept = slices.kept_along(known, axis)
     stays = slices.kept_along(made, axis)
     sources = moved[axis]

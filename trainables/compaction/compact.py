@@ -163,8 +163,7 @@ def _name_sizes(model: nn.Module, network: nn.Module, inputs: Tensor) -> None:
                 "the compact network computes the same for inputs of the size that it was made "
                 "with, %s, and not for %s, which the network takes too; call it with inputs of "
                 "that size, or have its code take each size from a shape, as in "
-                "n, c, h, w = x.shape, without * and loops over shapes, which torch.fx cannot "
-                "trace",
+                "n, c, h, w = x.shape, and not decide by it, so that torch.fx can trace it",
                 described(inputs),
                 described(other),
             )

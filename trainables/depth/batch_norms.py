@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from slimfront.trainables.errors import UserError, first_line
+from slimfront.trainables.structure.graph import BatchNorm
 from slimfront.trainables.tasks.evaluating import evaluating
 
 _FEW = 64
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,9 @@ def recalibrate(network: nn.Module, batches: Sequence[Tensor]) -> None:
     Raises:
         UserError: if a batch has too few examples for a variance.
     """
-    norms = [m for m in network.modules() if isinstance(m, _NORMS) and m.running_mean is not None]
+    norms = [
+        m for m in network.modules() if isinstance(m, BatchNorm) and m.running_mean is not None
+    ]
     if not norms:
         return
     examples = sum(len(batch) for batch in batches)

@@ -3,13 +3,12 @@
 import math
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule
 
 from slimfront.trainables.compaction.whole_layers import WholeLayer
 from slimfront.trainables.depth.base import Criterion, criterion, within
-
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+from slimfront.trainables.structure.graph import BatchNorm
 
 
 @criterion("batch_norm")
@@ -34,7 +33,7 @@ def _last_scale(graph: GraphModule, layer: WholeLayer) -> float:
         if node.op != "call_module":
             continue
         module = graph.get_submodule(str(node.target))
-        if not isinstance(module, _NORMS):
+        if not isinstance(module, BatchNorm):
             continue
         if module.weight is None:
             continue

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from slimfront.trainables.errors import UserError, first_line
 from slimfront.trainables.structure.attention import projections
 from slimfront.trainables.structure.dependencies import Dependencies, Endless
-from slimfront.trainables.structure.graph import tied_modules
+from slimfront.trainables.structure.graph import BatchNorm, tied_modules
 from slimfront.trainables.structure.pruning_internals import PLAIN_OPERATIONS
 from slimfront.trainables.tasks.evaluating import evaluating
 
 _WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass(frozen=True)
@@ -291,7 +290,7 @@ def _group(
         layer = item.dep.layer
         name = names.get(id(layer), "")
         writes = graph.is_out_channel_pruning_fn(item.dep.pruning_fn)
-        if writes and isinstance(layer, (*_WEIGHT_LAYERS, *_NORMS)):
+        if writes and isinstance(layer, (*_WEIGHT_LAYERS, BatchNorm)):
             if not _own(writers, item, name, units):
                 return None
         elif not writes and isinstance(layer, _WEIGHT_LAYERS):
@@ -332,7 +331,7 @@ def _can_lose_channels(graph: Dependencies, item: Any) -> bool:
     makes_them = graph.is_out_channel_pruning_fn(item.dep.pruning_fn)
     if makes_them and not item.dep.target.outputs:
         return False
-    known = (*_WEIGHT_LAYERS, *_NORMS, *PLAIN_OPERATIONS)
+    known = (*_WEIGHT_LAYERS, BatchNorm, *PLAIN_OPERATIONS)
     return isinstance(item.dep.layer, known)
 
 

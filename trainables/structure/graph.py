@@ -15,7 +15,7 @@ from slimfront.trainables.structure.tracing.trace import RANK
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 WeightLayer = nn.Linear | Conv
-BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 _WeightAndBias = tuple[Tensor, Tensor]
 _ScaleAndShift = tuple[Tensor, Tensor]
@@ -366,7 +366,7 @@ def _norm_of_units(
     if norm is None or not norm.affine:
         return None
     for kind, norm_kind in _NORM_OF.items():
-        if isinstance(layer, kind) and not isinstance(norm, norm_kind):
+        if isinstance(layer, kind) and not isinstance(norm, norm_kind | nn.SyncBatchNorm):
             return None
     if isinstance(layer, nn.Linear):
         rank = node.meta.get(RANK)

@@ -1,6 +1,7 @@
 """Units behind moves of whole channels: shuffles, rolls, parts, and modules that are given
 sizes."""
 
+import operator
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,3 +111,57 @@ def test_any_head_of_attention_by_linear_layers_goes(head: int, how: str) -> Non
     small = compact(network, inputs).network
     assert small.get_submodule("parts.0").out_features == 12
     torch.testing.assert_close(small(inputs), network(inputs))
+
+
+class InTheShapeOf(nn.Module):
+    """Attention whose heads are put together in the shape of another tensor, whose width is that of
+    all heads by chance."""
+
+    def __init__(self, together: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.queries, self.keys = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.values, self.out = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.together = together
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        n, length, width = h.shape
+        parts = []
+        for layer in (self.queries, self.keys, self.values):
+            parts.append(layer(h).view(n, length, 2, width // 2).transpose(1, 2))
+        queries, keys, values = parts
+        scores = (queries @ keys.transpose(-2, -1) * 8**-0.5).softmax(-1)
+        heads = (scores @ values).transpose(1, 2)
+        made: Tensor = self.last((h + self.out(self.together(heads, h))).mean(1))
+        return made
+
+
+@pytest.mark.parametrize(
+    "together",
+    [
+        lambda heads, h: heads.reshape(h.shape),
+        lambda heads, h: heads.reshape(h.size()),
+        lambda heads, h: heads.reshape(*h.shape),
+        lambda heads, h: heads.reshape(*h.shape[:2], -1),
+        lambda heads, h: heads.reshape(operator.add(h.shape[:2], (16,))),
+    ],
+    ids=["shape", "size", "unpacked", "in part", "added"],
+)
+def test_a_shape_that_is_given_as_a_whole_is_what_it_was(
+    together: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    network = InTheShapeOf(together).eval()
+    with torch.no_grad():
+        for layer in (network.first, network.out):
+            layer.weight[::3] = 0
+            layer.bias[::3] = 0
+    inputs = torch.randn(6, 10, 8)
+    made = compact(network, inputs)
+    assert made.network.get_submodule("first").out_features == 10
+    for shape in ((6, 10, 8), (1, 10, 8), (3, 7, 8)):
+        other = torch.randn(shape)
+        torch.testing.assert_close(made.network(other), network(other), rtol=1e-4, atol=1e-5)
+    again = deserialise(serialise(made.network))
+    torch.testing.assert_close(again(inputs), made.network(inputs))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import slimfront as sf
+from slimfront.trainables.models.resnet import BasicBlock
 from tests.trainables.slimming.test_slimming import INPUTS, adam, perceptron, step
 
 CKA: dict[str, Any] = {"cka": {"strength": 0.5, "every": 1}}
@@ -308,3 +309,43 @@ def test_a_layer_that_is_active_stays_so_in_an_average_of_any_precision(dtype: t
     slim = sf.Slimming(network, adam(network), inputs, steps=4, penalties=penalties)
     slim.apply_to(average)
     torch.testing.assert_close(average.state_dict(), network.state_dict())
+
+
+def residual() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [
+        *(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
+        *(BasicBlock(8, 8, 1), BasicBlock(8, 16, 2)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)),
+    ]
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"penalties": {name: {"strength": 0.3}}} for name in ("layer", "channel", "block", "node")]
+    + [{"sparsifier": CHANNELS}],
+    ids=["layer", "channel", "block", "node", "channels"],
+)
+def test_batch_norms_that_share_statistics_between_processes_are_batch_norms(
+    asked: dict[str, Any],
+) -> None:
+    """As `convert_sync_batchnorm` leaves them, in one process."""
+    images = torch.randn(8, 3, 8, 8)
+    found = []
+    for convert in (nn.Identity(), nn.SyncBatchNorm.convert_sync_batchnorm):
+        network: nn.Module = convert(residual())
+        optimizer = torch.optim.SGD(network.parameters(), 0.1)
+        slim = sf.Slimming(network, optimizer, images, steps=10, **asked)
+        for _ in range(10):
+            loss = network(images).square().mean() + slim.loss()
+            optimizer.zero_grad()
+            loss.backward()
+            slim.before_step()
+            optimizer.step()
+            slim.after_step()
+        small = slim.compact(images)
+        found.append((small.measures["params"], small.network(images)))
+    (plain, wanted), (shared, made) = found
+    assert shared == plain < sum(one.numel() for one in residual().parameters())
+    torch.testing.assert_close(made, wanted)

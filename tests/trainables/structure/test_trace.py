@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import slimfront as sf
 from slimfront.trainables.structure.tracing import trace as tracing
@@ -25,9 +25,9 @@ def traces(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     found: list[nn.Module] = []
     real = tracing.symbolically_traced
 
-    def count(model: nn.Module) -> Any:
+    def count(model: nn.Module, sample: Tensor | None = None) -> Any:
         found.append(model)
-        return real(model)
+        return real(model, sample)
 
     monkeypatch.setattr(tracing, "symbolically_traced", count)
     return found

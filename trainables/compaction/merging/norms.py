@@ -53,6 +53,8 @@ def fold_remaining_norms(graph: GraphModule) -> list[str]:
 
 
 def _are_of_one_rank(layer: nn.Module, norm: nn.Module) -> bool:
+    if isinstance(norm, nn.SyncBatchNorm):
+        return True  # it takes inputs of any rank
     of_layer = _axes_of(layer)
     if of_layer is None:
         return False

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from slimfront.trainables.compaction.slicing.bounds import Bounds
 from slimfront.trainables.compaction.slicing.gathered import places_of
-from slimfront.trainables.compaction.slicing.sizes import changed_numbers, in_proportion
+from slimfront.trainables.compaction.slicing.sizes import changed_numbers, in_proportion, item_of
 from slimfront.trainables.compaction.slicing.stays import CannotSlice, Slices, has_tensors
 from slimfront.trainables.structure.coupling.convolutions import CONVOLUTIONS, GROUPS_PLACE
 from slimfront.trainables.structure.coupling.known import Known, found_in
@@ -92,7 +92,7 @@ class _Calls:
         if name in _COUNTED_BY_MODULES and self._is_touched(node):
             raise CannotSlice(node)
         is_known = name in MOVES or name in FILLS or name in CONVOLUTIONS
-        if not is_known or not self._is_touched(node):
+        if not is_known or not self._is_concerned(node):
             return self._with_numbers(node)
         if name in FILLS:
             return self._filled(node, name)
@@ -146,6 +146,16 @@ class _Calls:
             if not mask.all():
                 return True
         return False
+
+    def _is_concerned(self, node: Node) -> bool:
+        """Whether an input or output of a node becomes smaller, or it reads sizes of another tensor
+        that change, and follow from the inputs too."""
+        if self._is_touched(node):
+            return True
+        return any(
+            source in self.changed and source in self.slices.by_inputs
+            for source in node.all_input_nodes
+        )
 
     def _with_numbers(self, node: Node) -> NewCall | None:
         """Numbers that follow from sizes stay what they were."""
@@ -270,8 +280,10 @@ class _Calls:
         )
 
     def _sizes(self, node: Node, sizes: list[Any], shape: tuple[int, ...]) -> list[Any]:
-        """The sizes of `view` and the like, which stand one by one or in a list."""
+        """The sizes of `view` and the like, which stand one by one, in a list, or are a shape."""
         given = sizes
+        if len(sizes) == 1 and isinstance(sizes[0], Node):
+            given = self._of_shape(node, sizes[0])
         are_in_list = len(sizes) == 1 and isinstance(sizes[0], list | tuple)
         if are_in_list:
             (in_list,) = sizes
@@ -282,6 +294,19 @@ class _Calls:
         if are_in_list:
             return [new]
         return new
+
+    def _of_shape(self, node: Node, shape: Node) -> list[Any]:
+        """The sizes of a shape, one by one."""
+        known = self.slices.known(shape)
+        if not isinstance(known, tuple | list):
+            return [shape]
+        parts = []
+        for place in range(len(known)):
+            part = item_of(self.slices, node, shape, place)
+            if shape in self.changed and isinstance(part, Node):
+                self.changed[part] = self.changed[shape][place]
+            parts.append(part)
+        return parts
 
     def _unflattened(
         self, node: Node, axis: int, sizes: Any, shape: tuple[int, ...]

@@ -68,6 +68,22 @@ def in_proportion(slices: Slices, node: Node, size: Node, made: int, wanted: int
     return new
 
 
+def item_of(slices: Slices, node: Node, sizes: Node, place: int) -> Node | int:
+    """One of several sizes: a node before this one where it follows from the inputs, or a
+    number."""
+    known = slices.known(sizes)[place]
+    of_three = slices.by_inputs.get(sizes, slices.known(sizes))[place]
+    elsewhere = [there[sizes][place] for there in slices.walk.elsewhere]
+    if all(other == known for other in (of_three, *elsewhere)):
+        return int(known)
+    graph = slices.network.graph
+    with graph.inserting_before(node):
+        item = graph.call_function(operator.getitem, (sizes, place))
+    slices.walk.known[item] = known
+    slices.by_inputs[item] = of_three
+    return item
+
+
 def _made(slices: Slices, node: Node, new: dict[Node, Any]) -> Any:
     """What a node makes of the `new` values of other nodes: tensors without memory, of the shapes
     that they will have, or numbers."""

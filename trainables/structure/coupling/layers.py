@@ -1,7 +1,7 @@
 """Linear layers, embeddings and norms: which units they read and write, and when it changes nothing
 that a unit which they read goes."""
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from slimfront.trainables.structure.counting import CountingGroupNorm, CountingN
 from slimfront.trainables.structure.coupling.known import Known
 from slimfront.trainables.structure.coupling.parameters import CalledLayer, layer_of
 from slimfront.trainables.structure.coupling.walk import Call, Handler, Walk
+from slimfront.trainables.structure.graph import BatchNorm
 
 
 def linear(walk: Walk, call: Call) -> Any:
@@ -211,7 +212,7 @@ MODULES: dict[type[nn.Module], Handler] = {
     nn.Bilinear: bilinear,
     **dict.fromkeys((nn.Embedding, nn.EmbeddingBag), embedding),
     nn.PReLU: prelu,
-    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), channel_norm),
+    **dict.fromkeys(get_args(BatchNorm), channel_norm),
     **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), channel_norm),
     **dict.fromkeys((nn.LayerNorm, nn.RMSNorm, CountingNorm), layer_norm),
     **dict.fromkeys((nn.GroupNorm, CountingGroupNorm), group_norm),

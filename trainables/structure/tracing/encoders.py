@@ -1,12 +1,13 @@
 """Tracing through torch's transformers, encoders and decoders, whose own code torch.fx cannot
 follow: it chooses between kernels, and by masks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from inspect import signature
 from typing import Any, TypeGuard
 
 from torch import Tensor, fx, nn
 
+from slimfront.trainables.structure.tracing.while_tracing import Counted, WhileTracing
 from slimfront.trainables.torch_internals import FORWARD_HELPERS, NORM, of_any_rank
 
 Masks = dict[str, Any]
@@ -26,8 +27,66 @@ class Tracer(fx.Tracer):
     """torch.fx's tracer, which sees the layers within `nn.Transformer` and its parts.
 
     A subclass of a module of torch.nn that computes what that does is one of them; of any other it
-    sees the code.
+    sees the code. With a `sample` (N, *input_shape), shapes can be unpacked.
     """
+
+    def __init__(self, sample: Tensor | None = None) -> None:
+        super().__init__()
+        self.sample = sample
+        self.running: WhileTracing | None = None
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """The sizes of a shape one by one, and what else has as many parts for all inputs."""
+        parts: Any = obj
+        return iter([parts[place] for place in range(self.count(obj))])
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """What stands for what a node makes."""
+        return Counted(node, self)
+
+    def count(self, obj: fx.Proxy) -> int:
+        """How long a shape is, or what else is as long for all inputs.
+
+        Raises:
+            fx.proxy.TraceError: if that is not known.
+        """
+        running = self._running()
+        count = None if running is None else running.count(obj.node)
+        if count is None:
+            raise fx.proxy.TraceError(f"how long '{obj.node}' is follows from the inputs")
+        return count
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Which way the code goes, where that is the same whatever the sizes of inputs are."""
+        return bool(self.number(obj))
+
+    def number(self, obj: fx.Proxy) -> bool | int | float:
+        """A number that is the same whatever the sizes of the inputs are.
+
+        Raises:
+            fx.proxy.TraceError: if that is not so.
+        """
+        running = self._running()
+        number = None if running is None else running.number(obj.node)
+        if number is None:
+            super().to_bool(obj)
+            raise fx.proxy.TraceError(f"'{obj.node}' is read as a number")
+        return number
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """What a module holds: itself while the part that there is runs, else what stands for
+        it."""
+        if self._is_running():
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def _is_running(self) -> bool:
+        return self.running is not None and self.running.runs
+
+    def _running(self) -> WhileTracing | None:
+        if self.running is None and self.sample is not None:
+            self.running = WhileTracing(self.root, self.graph, self.sample)
+        return self.running
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether it is called as a whole."""
@@ -39,6 +98,8 @@ class Tracer(fx.Tracer):
         self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Follows a transformer by what it computes, and any other module as torch.fx does."""
+        if self._is_running():
+            return forward(*args, **kwargs)
         computed = _COMPUTED.get(type(m))
         if computed is not None:
             given = signature(m.forward).bind(*args, **kwargs)

@@ -50,7 +50,7 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     },
 }
 """Operations that are known by another name, with the same arguments."""
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _CHECKS = ("_assert", "sym_constrain", "_guards_fn")
 
 

@@ -2,7 +2,7 @@
 images."""
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr
 from functools import partial
 from typing import Any
@@ -14,11 +14,15 @@ from slimfront.trainables.inputs import Several, each, tensors
 
 Axis = tuple[int, int]
 """The number of an axis, and its size."""
+Change = Callable[[list[Axis], Tensor], Tensor]
+"""Makes a tensor of another size along some axes."""
+_HALF_IS_ONE_LESS = 2
 
 
 def of_other_sizes(inputs: Tensor, takes: Callable[[Tensor], Any]) -> Iterator[Tensor]:
     """The same inputs half as long along each axis but the first, or else, for images, twice as
-    long, where `takes`, which is called with them, does not raise.
+    long, and those shorter by one, since code may go by whether a size is even; where `takes`,
+    which is called with them, does not raise.
 
     Axes of several inputs that have the same number and size are changed together, and so are those
     of one input that have the same size, as the two of an image.
@@ -29,11 +33,20 @@ def of_other_sizes(inputs: Tensor, takes: Callable[[Tensor], Any]) -> Iterator[T
             # Images: their sides may have to be multiples of something. More positions than there
             # are would end a process on a GPU.
             changes.append(_doubled)
-        for change in changes:
-            other = each(inputs, partial(change, axes))
-            if _is_taken(takes, other):
-                yield other
-                break
+        yield from _first_taken(inputs, axes, changes, takes)
+        if all(size > _HALF_IS_ONE_LESS for _, size in axes):
+            yield from _first_taken(inputs, axes, [_shortened], takes)
+
+
+def _first_taken(
+    inputs: Tensor, axes: list[Axis], changes: Sequence[Change], takes: Callable[[Tensor], Any]
+) -> Iterator[Tensor]:
+    """The inputs with the first of the changes that is taken, if one is."""
+    for change in changes:
+        other = each(inputs, partial(change, axes))
+        if _is_taken(takes, other):
+            yield other
+            return
 
 
 def _is_taken(takes: Callable[[Tensor], Any], inputs: Tensor) -> bool:
@@ -75,6 +88,13 @@ def _halved(axes: list[Axis], tensor: Tensor) -> Tensor:
     for axis, size in axes:
         if axis < tensor.dim() and tensor.shape[axis] == size:
             tensor = tensor.narrow(axis, 0, size // 2)
+    return tensor
+
+
+def _shortened(axes: list[Axis], tensor: Tensor) -> Tensor:
+    for axis, size in axes:
+        if axis < tensor.dim() and tensor.shape[axis] == size:
+            tensor = tensor.narrow(axis, 0, size - 1)
     return tensor
 
 

@@ -3,7 +3,7 @@
 import inspect
 import operator
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx import GraphModule, Node
 
 from slimfront.trainables.structure import operations
@@ -13,10 +13,10 @@ from slimfront.trainables.structure.tracing.returned import make_writable
 from slimfront.trainables.torch_internals import is_check
 
 
-def symbolically_traced(model: nn.Module) -> GraphModule:
+def symbolically_traced(model: nn.Module, sample: Tensor | None = None) -> GraphModule:
     """The graph of a network by torch.fx, which raises errors of many kinds on one that it cannot
-    trace."""
-    tracer = Tracer()
+    trace. With a `sample` (N, *input_shape), the network may unpack shapes."""
+    tracer = Tracer(sample)
     graph = tracer.trace(model, _defaults(model))
     _drop_optional(graph)
     _drop_checks(graph)

@@ -89,7 +89,7 @@ def _traced(model: nn.Module, sample: Tensor | None) -> GraphModule:
     traced: GraphModule | None = None
     reason: Exception | None = None
     try:
-        traced = symbolically_traced(model)
+        traced = symbolically_traced(model, sample)
     except Exception as error:
         reason = error
     if sample is not None and (traced is None or not is_known(traced)):

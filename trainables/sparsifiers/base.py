@@ -52,7 +52,8 @@ def prunable_weights(model: nn.Module) -> Tensors:
     """The weights that may be dropped, by parameter name, in order.
 
     Those of linear, bilinear, convolutional and recurrent layers, and the projections of attention,
-    which are linear layers in all but name; what several layers share is there once.
+    which are linear layers in all but name, as are layers that are not of torch and have a `weight`
+    of two axes or more and a `bias`; what several layers share is there once.
     """
     found: dict[int, tuple[str, Tensor]] = {}
     for name, module in model.named_modules():
@@ -78,7 +79,21 @@ def _weights_of(module: nn.Module) -> tuple[str, ...]:
     for kind, names in _WEIGHTS.items():
         if isinstance(module, kind):
             return names
+    if is_own_layer(module):
+        return ("weight",)
     return ()
+
+
+def is_own_layer(module: nn.Module) -> bool:
+    """Whether a module is a layer of a library's or a user's own that multiplies by a matrix, such
+    as the Conv1D of transformers: it has a `weight` and a `bias`, which may be None. Tables have
+    none, and the weights of norms have one axis, or others of size 1."""
+    if any(kind.__module__.startswith("torch.nn.") for kind in type(module).__mro__[:-2]):
+        return False
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
+    if weight is None or not hasattr(module, "bias"):
+        return False
+    return sum(size > 1 for size in weight.shape) > 1
 
 
 def computed_weights(model: nn.Module) -> list[str]:

@@ -7,14 +7,23 @@ training goes on with that mask. We differ in that both trainings share one sche
 permutation of channels is searched for.
 """
 
+import logging
 from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from slimfront.trainables.errors import UserError
-from slimfront.trainables.sparsifiers.base import SPARSIFIERS, ActiveSparsifier, Setting, Sparsifier
+from slimfront.trainables.errors import UserError, first_few
+from slimfront.trainables.sparsifiers.base import (
+    SPARSIFIERS,
+    ActiveSparsifier,
+    Setting,
+    Sparsifier,
+    is_own_layer,
+)
+
+log = logging.getLogger(__name__)
 
 
 def nm_mask(weight: Tensor, n: int, m: int) -> Tensor:
@@ -37,7 +46,8 @@ def nm_mask(weight: Tensor, n: int, m: int) -> Tensor:
 class NM(Sparsifier):
     """N:M masks, chosen once after the fraction `start` of training; the sparsity is 1 − n / m.
 
-    Layers whose number of inputs (per group) is not a multiple of m stay dense.
+    Layers whose number of inputs (per group) is not a multiple of m stay dense, and so do those
+    that are not of torch, of which it is not known along which axis their inputs lie.
     """
 
     name: Literal["nm"] = "nm"
@@ -65,14 +75,23 @@ class ActiveNM(ActiveSparsifier):
         self.options = options
         kept = {}
         for name, weight in self.weights.items():
+            layer, _, _ = name.rpartition(".")
             inputs = weight.shape[1]
             rest = inputs % options.m
-            if rest == 0:
+            if rest == 0 and not is_own_layer(setting.model.get_submodule(layer)):
                 kept[name] = weight
+        dense = [f"'{name}'" for name in self.weights if name not in kept]
         if not kept:
             raise UserError(
                 f"sparsifier: no layer of this network has a multiple of m ({options.m}) inputs; "
                 "choose another m"
+            )
+        if dense:
+            log.warning(
+                "sparsifier nm: %s stay dense: the inputs are no multiple of m (%d), or lie along "
+                "an axis that is not known",
+                first_few(dense),
+                options.m,
             )
         self.weights = kept
         self.masks = {name: self.masks[name] for name in kept}

@@ -1,0 +1,100 @@
+"""Layers that are not of torch, and which of their weights take part."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+import slimfront as sf
+from slimfront.trainables.sparsifiers.base import prunable_weights
+
+
+class Own(nn.Module):
+    """A linear layer as people write it."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) / inputs**0.5)
+        self.register_parameter("bias", nn.Parameter(torch.zeros(outputs)) if bias else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Table(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.weight[: x.shape[1]]
+
+
+class OwnNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(1, 1, 12)), nn.Parameter(torch.zeros(12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / x.norm(dim=-1, keepdim=True) * self.weight + self.bias
+
+
+class Grid(nn.LayerNorm):
+    """A norm of torch with a weight of two axes."""
+
+
+class Mixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.norm, self.grid = Table(), OwnNorm(), Grid((6, 12))
+        self.own, self.bare, self.theirs = Own(12, 16), Own(16, 12, bias=False), Conv1D(8, 12)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.grid(self.norm(self.table(x)))
+        made: Tensor = self.head(self.theirs(self.bare(self.own(x).relu())).relu().mean(1))
+        return made
+
+
+INPUTS = torch.randn(8, 6, 12)
+
+
+def trained(sparsifier: dict[str, Any]) -> tuple[Mixed, sf.Slimming]:
+    network = Mixed()
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    slim = sf.Slimming(network, optimizer, INPUTS, steps=12, sparsifier=sparsifier)
+    for _ in range(12):
+        loss = network(INPUTS).square().mean() + slim.loss()
+        optimizer.zero_grad()
+        loss.backward()
+        slim.before_step()
+        optimizer.step()
+        slim.after_step()
+    return network, slim
+
+
+def test_what_multiplies_by_a_matrix_takes_part_and_tables_and_norms_do_not() -> None:
+    wanted = ["own.weight", "bare.weight", "theirs.weight", "head.weight"]
+    assert list(prunable_weights(Mixed())) == wanted
+
+
+@pytest.mark.parametrize("options", [{}, {"name": "rigl", "every": 2}, {"name": "random"}])
+def test_they_reach_the_sparsity(options: dict[str, Any]) -> None:
+    network, slim = trained({"sparsity": 0.75} | options)
+    weights = prunable_weights(network).values()
+    zeros = sum(int((weight == 0).sum()) for weight in weights)
+    assert zeros / sum(weight.numel() for weight in weights) == pytest.approx(0.75, abs=0.01)
+    small = slim.compact(INPUTS)
+    torch.testing.assert_close(small.network(INPUTS), network.eval()(INPUTS), rtol=1e-4, atol=1e-5)
+
+
+def test_n_of_m_leaves_them_dense_and_says_so(caplog: Any) -> None:
+    network, _ = trained({"name": "nm"})
+    assert all(bool(weight.ne(0).all()) for weight in (network.own.weight, network.theirs.weight))
+    assert int((network.head.weight == 0).sum()) == 16
+    (said,) = [said for said in caplog.messages if "stay dense: the inputs" in said]
+    assert "'own.weight', 'bare.weight', 'theirs.weight'" in said

@@ -82,7 +82,9 @@ def test_what_multiplies_by_a_matrix_takes_part_and_tables_and_norms_do_not() ->
     assert list(prunable_weights(Mixed())) == wanted
 
 
-@pytest.mark.parametrize("options", [{}, {"name": "rigl", "every": 2}, {"name": "random"}])
+@pytest.mark.parametrize(
+    "options", [{"name": "magnitude"}, {"name": "rigl", "every": 2}, {"name": "random"}]
+)
 def test_they_reach_the_sparsity(options: dict[str, Any]) -> None:
     network, slim = trained({"sparsity": 0.75} | options)
     weights = prunable_weights(network).values()

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from slimfront.trainables.sparsifiers.products import uses_in_products
 from slimfront.trainables.structure.channel_groups import UnitGroup
 from slimfront.trainables.tasks.evaluating import evaluating
 
@@ -192,7 +193,12 @@ def _uses(network: nn.Module, inputs: Tensor) -> dict[str, float]:
     uses = {}
     for name, count in counter.uses.items():
         uses[name] = count / examples
-    return uses
+    others = {
+        name: parameter
+        for parameter, name in names.items()
+        if parameter.dim() > 1 and name not in uses
+    }
+    return uses | uses_in_products(network, inputs, others)
 
 
 @dataclass

@@ -10,6 +10,9 @@ from transformers.pytorch_utils import Conv1D
 
 import slimfront as sf
 from slimfront.trainables.sparsifiers.base import prunable_weights
+from slimfront.trainables.sparsifiers.products import uses_in_products
+from slimfront.trainables.sparsifiers.unit_costs import UnitCosts
+from slimfront.trainables.structure.removable import removable_units
 
 
 class Own(nn.Module):
@@ -61,6 +64,46 @@ class Mixed(nn.Module):
 
 
 INPUTS = torch.randn(8, 6, 12)
+
+
+def test_what_their_units_cost_is_counted_as_of_layers_of_torch() -> None:
+    torch.manual_seed(0)
+    made = {}
+    for kind, layers in (
+        ("own", [Own(12, 16), nn.ReLU(), Conv1D(10, 16), nn.ReLU(), Own(10, 4)]),
+        ("torch", [nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 10), nn.ReLU(), nn.Linear(10, 4)]),
+    ):
+        network = nn.Sequential(*layers)
+        groups = removable_units(network, INPUTS)
+        costs = UnitCosts(network, groups, INPUTS, "flops")
+        alive = {group.name: torch.arange(group.units) < 5 for group in groups}
+        made[kind] = (sorted(group.units for group in groups), costs.whole, costs.total(alive))
+    assert made["own"] == made["torch"]
+    assert made["own"][1:] == (6 * (12 * 16 + 16 * 10 + 10 * 4), 6 * (12 * 5 + 5 * 5 + 5 * 4))
+
+
+class Experts(nn.Module):
+    """Weights of several experts in one parameter, and a head that is a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(12, 16)
+        self.experts = nn.Parameter(torch.randn(3, 16, 8))
+        self.table = nn.Embedding(4, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = torch.einsum("nlc,eco->nlo", self.first(x).relu(), self.experts)
+        return made @ self.table.weight.t()
+
+
+def test_so_is_what_code_multiplies_by() -> None:
+    network = Experts()
+    own = dict(network.named_parameters())
+    uses = uses_in_products(
+        network, INPUTS, {name: own[name] for name in ("experts", "table.weight")}
+    )
+    assert uses["table.weight"] == 6
+    assert uses["experts"] > 0
 
 
 def trained(sparsifier: dict[str, Any]) -> tuple[Mixed, sf.Slimming]:

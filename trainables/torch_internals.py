@@ -192,17 +192,45 @@ def forward_hooks(module: nn.Module) -> dict[int, Any]:
     return module._forward_hooks
 
 
-def hooks_of_users(network: nn.Module) -> list[str]:
-    """The names of the modules with forward hooks that are neither torch's nor ours; that of the
-    network itself is empty."""
-    found = []
+def hooks_that_change(network: nn.Module, run: Callable[[], object]) -> list[str]:
+    """The names of the modules with forward hooks, neither torch's nor ours, that change what is
+    computed in `run`: they return something, or write to what they are given. The name of the
+    network itself is empty. Those that only look at what passes, as libraries have, are left
+    out."""
+    changing: dict[str, None] = {}
+    watched: list[tuple[dict[int, Any], int, Any]] = []
     for name, module in network.named_modules():
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
-            home = getattr(hook, "__module__", None) or type(hook).__module__
-            if home.partition(".")[0] not in ("torch", "slimfront"):
-                found.append(name)
-                break
-    return found
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in list(hooks.items()):
+                home = getattr(hook, "__module__", None) or type(hook).__module__
+                if home.partition(".")[0] not in ("torch", "slimfront"):
+                    hooks[key] = _Watched(hook, name, changing)
+                    watched.append((hooks, key, hook))
+    try:
+        if watched:
+            run()
+    finally:
+        for hooks, key, hook in watched:
+            hooks[key] = hook
+    return list(changing)
+
+
+class _Watched:
+    """A hook that is noted by the name of its module when it changes something."""
+
+    def __init__(self, hook: Callable[..., Any], name: str, changing: dict[str, None]) -> None:
+        self.hook = hook
+        self.name = name
+        self.changing = changing
+
+    def __call__(self, *given: Any) -> Any:
+        tensors = [one for one in tree_flatten(given)[0] if isinstance(one, Tensor)]
+        before = [writes_to(tensor) for tensor in tensors]
+        returned = self.hook(*given)
+        after = [writes_to(tensor) for tensor in tensors]
+        if returned is not None or before != after:
+            self.changing[self.name] = None
+        return returned
 
 
 def allow_many_networks(most: int) -> None:

@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,6 @@ from slimfront.trainables.structure.graph import (
     WeightLayer,
     layers_of,
     rounding,
-    submodule,
 )
 from slimfront.trainables.structure.signs import nonnegative_nodes
 
@@ -103,15 +101,6 @@ def _owner(network: GraphModule, name: str) -> tuple[nn.Module, str]:
 def set_called(graph: GraphModule, node: Node, module: nn.Module) -> None:
     """Puts `module` in the place of the module that a node calls."""
     set_module(graph, str(node.target), module)
-
-
-def tensor_at(network: GraphModule, name: str) -> Any:
-    """The parameter or buffer of that name."""
-    owner, _, leaf = name.rpartition(".")
-    holder: nn.Module = network
-    if owner:
-        holder = submodule(network, owner)
-    return getattr(holder, leaf)
 
 
 def set_tensor(network: GraphModule, name: str, tensor: Tensor) -> None:

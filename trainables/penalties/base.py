@@ -214,15 +214,17 @@ class ActiveGroups(Generic[GroupT]):
         norm: Callable[[GroupT], Tensor],
         shrink: Callable[[GroupT, Tensor], None],
         shrink_entries: Callable[[Tensor, float], None] | None = None,
+        factors: Mapping[str, float] | None = None,
     ) -> None:
-        """`groups` are by the name of their layer; raises UserError if `options.layers` names none
-        of them."""
+        """`groups` are by the name of their layer, and so are `factors` of their strengths, which
+        are 1 if left out; raises UserError if `options.layers` names none of them."""
         check_names(options, groups)
         self.options = options
         self.groups = groups
         self.norm = norm
         self.shrink = shrink
         self.shrink_entries = shrink_entries
+        self.factors = factors or {}
         self.scale = 1.0
 
     @property
@@ -232,11 +234,15 @@ class ActiveGroups(Generic[GroupT]):
 
     def strengths(self, options: GroupPenalty) -> list[float]:
         """The full strengths that `options` give its groups, 0 where they are off."""
-        return [options.strength_of(name) for name in self.groups]
+        return [self.factor(name) * options.strength_of(name) for name in self.groups]
+
+    def factor(self, name: str) -> float:
+        """What the strength of a group is multiplied by."""
+        return self.factors.get(name, 1.0)
 
     def strength(self, name: str) -> float:
         """The present strength for a group."""
-        return self.scale * self.options.strength_of(name)
+        return self.scale * self.factor(name) * self.options.strength_of(name)
 
     def before_batch(self, step: int, scale: float) -> None:
         """Takes the share of the full strength."""

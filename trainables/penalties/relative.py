@@ -68,8 +68,9 @@ def _emptying(name: str, options: GroupPenalty, network: nn.Module, sample: Tens
 
     def left(threshold: float) -> float:
         """The penalty after one step with that threshold."""
-        for group in active.groups.values():
-            active.shrink(group, torch.as_tensor(threshold, device=sample.device))
+        for layer, group in active.groups.items():
+            own = threshold * active.factor(layer)
+            active.shrink(group, torch.as_tensor(own, device=sample.device))
         value = _value(active)
         for parameter, before in zip(network.parameters(), kept, strict=True):
             parameter.copy_(before)
@@ -95,5 +96,7 @@ def _emptying(name: str, options: GroupPenalty, network: nn.Module, sample: Tens
 
 
 def _value(active: "ActiveGroups[object]") -> float:
-    """The penalty of all groups, each with strength 1."""
-    return sum(float(active.norm(group)) for group in active.groups.values())
+    """The penalty of all groups, each with strength 1 times its factor."""
+    return sum(
+        active.factor(name) * float(active.norm(group)) for name, group in active.groups.items()
+    )

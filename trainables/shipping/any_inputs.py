@@ -2,9 +2,11 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from slimfront.trainables import compaction
 from slimfront.trainables.compaction import Compacted, Compaction
@@ -14,7 +16,9 @@ from slimfront.trainables.measures import measure as measures
 from slimfront.trainables.models.adapted import as_called_with, in_order_of_forward
 from slimfront.trainables.options import validated
 from slimfront.trainables.shipping.shipped import ByArguments
-from slimfront.trainables.torch_internals import hooks_of_users
+from slimfront.trainables.structure.agreement import outputs
+from slimfront.trainables.tasks.evaluating import evaluating
+from slimfront.trainables.torch_internals import hooks_that_change
 
 log = logging.getLogger(__name__)
 
@@ -48,22 +52,31 @@ def compact(
     if isinstance(options, Mapping):
         options = validated(Compaction, options, "compact")
     given = as_one(inputs)
-    name_hooks(network)
-    made = compaction.compact(as_called_with(network, given, output), given, options)
+    view = as_called_with(network, given, output)
+    name_hooks(network, view, given)
+    made = compaction.compact(view, given, options)
     if not isinstance(given, Several):
         return made
     names = in_order_of_forward(network, list(given.named))
     return Compacted(ByArguments(made.network, names).eval(), made.report)
 
 
-def name_hooks(network: nn.Module) -> None:
-    """Warns of code of the user's that is in no module, of which files have nothing."""
-    names = [f"'{name}'" if name else "the network itself" for name in hooks_of_users(network)]
+def name_hooks(network: nn.Module, view: nn.Module, inputs: Tensor) -> None:
+    """Warns of code of the user's that is in no module, of which files have nothing; `view` is the
+    network as it is called with `inputs` (N, *input_shape)."""
+
+    def run() -> None:
+        # Of any kind: whoever runs it next says why.
+        with suppress(Exception), evaluating(network), torch.no_grad():
+            outputs(view, inputs[:2])
+
+    changing = hooks_that_change(network, run)
+    names = [f"'{name}'" if name else "the network itself" for name in changing]
     if names:
         log.warning(
             "forward hooks are no part of a network that is stored, and what they change may be "
-            "lost or have compaction refused; put what they do into a forward, or take them off, "
-            "where they change what it computes: %s",
+            "lost or have compaction refused; put what they do into a forward, or take them off. "
+            "They change what it computes at %s",
             first_few(names),
         )
 

@@ -3,6 +3,7 @@ targets."""
 
 import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,18 @@ class ByArguments(nn.Module):
             arguments = tuple(f"inputs_{name}" for name in names)
         forward = _forward(arguments)
         self.__class__ = type("ByArguments", (ByArguments,), {"forward": forward})
+
+    def __reduce__(self) -> Any:
+        """How it is written to a file and copied: its class, which is made for its arguments, is in
+        no module."""
+        return _by_arguments, (self.names, self.__dict__.copy())
+
+
+def _by_arguments(names: tuple[str, ...], state: dict[str, Any]) -> ByArguments:
+    """What was written to a file."""
+    made = ByArguments(nn.Identity(), names)
+    made.__dict__.update(state)
+    return made
 
 
 def _forward(names: tuple[str, ...]) -> Callable[..., Tensor]:

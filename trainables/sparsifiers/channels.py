@@ -294,7 +294,6 @@ class ActiveChannels(ActiveSparsifier):
         inputs, _ = setting.examples(2)
         with traced_once():
             groups = _groups_taking_part(model, inputs, options.exclude)
-            _say_if_nothing_goes(model, inputs)
         self.groups = groups
         # A parameter that layers share has the name of each.
         self.parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -491,14 +490,6 @@ def _relative(scores: Tensor) -> Tensor:
     tiny = torch.finfo(scores.dtype).tiny
     mean = scores[there].mean().clamp_min(tiny)
     return torch.where(there, scores / mean, scores)
-
-
-def _say_if_nothing_goes(model: nn.Module, inputs: Tensor) -> None:
-    """Warns of a network whose channels become zero and cannot be taken out: after the training it
-    is too late."""
-    why = why_untraceable(model, inputs)
-    if why is not None:
-        log.warning("sparsifier: channels of this network become zero, and stay: %s", why)
 
 
 def _say_what_can_go(costs: UnitCosts, options: Channels) -> None:

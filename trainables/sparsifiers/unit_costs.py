@@ -7,8 +7,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from slimfront.trainables.errors import UserError
 from slimfront.trainables.sparsifiers.products import uses_in_products
 from slimfront.trainables.structure.channel_groups import UnitGroup
+from slimfront.trainables.structure.graph import ancestors, module_of, tensor_at
+from slimfront.trainables.structure.tracing.trace import trace
 from slimfront.trainables.tasks.evaluating import evaluating
 
 Currency = Literal["params", "flops"]
@@ -96,7 +99,8 @@ class UnitCosts:
     A unit costs the entries of the parameters that make it and of those that read it, as far as
     what is at their other end is alive: two units that meet in a convolution each cost less once
     the other is gone. In FLOPs an entry costs as often as it is used for one input; biases, norms
-    and embeddings cost nothing.
+    and embeddings cost nothing. What is read in training mode alone, as an auxiliary head is, or
+    never, costs nothing either: it goes in any case.
     """
 
     def __init__(
@@ -105,7 +109,8 @@ class UnitCosts:
         self.groups = groups
         uses: dict[str, float] = {}
         if currency == "flops":
-            uses = _uses(network, inputs)
+            uses = uses_of_weights(network, inputs)
+        unread = _never_read(network, inputs)
         self.parameters: dict[str, _Priced] = {}
         priced: dict[Tensor, _Priced] = {}
         for name, parameter in network.named_parameters(remove_duplicate=False):
@@ -113,6 +118,8 @@ class UnitCosts:
                 price = 1.0
                 if currency == "flops":
                     price = uses.get(name, 0.0)
+                elif id(parameter) in unread:
+                    price = 0.0
                 priced[parameter] = _Priced(parameter.shape, price)
             self.parameters[name] = priced[parameter]
         self.unique = list(priced.values())
@@ -168,7 +175,26 @@ class UnitCosts:
         return self.total(alive)
 
 
-def _uses(network: nn.Module, inputs: Tensor) -> dict[str, float]:
+def _never_read(network: nn.Module, inputs: Tensor) -> set[int]:
+    """The parameters, by `id`, that no output depends on in evaluation mode; none where that is not
+    known, of a network that cannot be traced."""
+    try:
+        with evaluating(network):
+            graph = trace(network, inputs)
+    except UserError:
+        return set()
+    read: set[int] = set()
+    (output,) = [node for node in graph.graph.nodes if node.op == "output"]
+    for node in ancestors(output):
+        if node.op == "get_attr":
+            read.add(id(tensor_at(graph, str(node.target))))
+        module = module_of(graph, node)
+        if module is not None:
+            read.update(id(parameter) for parameter in module.parameters())
+    return {id(parameter) for parameter in network.parameters() if id(parameter) not in read}
+
+
+def uses_of_weights(network: nn.Module, inputs: Tensor) -> dict[str, float]:
     """How often each entry of a layer's weight is used for one input, by the parameter's name."""
     # A weight that several layers share has the name of its first one.
     names: dict[Tensor, str] = {}

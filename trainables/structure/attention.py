@@ -23,6 +23,7 @@ from torch.fx import GraphModule, Node
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.structure.attention_modules import Attention
 from slimfront.trainables.structure.graph import module_of
+from slimfront.trainables.structure.tracing.trace import RANK
 
 _SIGNATURE = inspect.signature(nn.MultiheadAttention.forward)
 
@@ -33,8 +34,8 @@ def split_attention(network: GraphModule) -> list[str]:
     `heads`, in place; names them.
 
     Raises:
-        UserError: if one uses what that cannot stand for: an attn_mask that depends on the input,
-            weights as an output, `add_bias_kv`, `add_zero_attn`.
+        UserError: if one uses what that cannot stand for: an attn_mask of inputs or heads of their
+            own, weights as an output, `add_bias_kv`, `add_zero_attn`.
     """
     graph = network.graph
     calls = [(node, module_of(network, node)) for node in graph.nodes]
@@ -110,7 +111,7 @@ def _arguments(
     if module.bias_k is not None or module.add_zero_attn:
         problem = "uses add_bias_kv or add_zero_attn"
     elif mask is not None and not _is_matrix(network, mask):
-        problem = "has an attn_mask that is not a buffer (L, S)"
+        problem = "has an attn_mask that is not (L, S), the same for all inputs and heads"
     for user in list(node.users):
         if _takes_output(user):
             continue
@@ -132,11 +133,11 @@ def _takes_output(user: Node) -> bool:
 
 
 def _is_matrix(network: GraphModule, mask: object) -> bool:
-    """Whether a mask is a buffer or parameter of two axes."""
+    """Whether a mask is of two axes: a buffer, or what the code makes."""
     if not isinstance(mask, Node):
         return False
     if mask.op != "get_attr":
-        return False
+        return mask.meta.get(RANK) == 2
     name = str(mask.target)
     parent, _, leaf = name.rpartition(".")
     owner = network.get_submodule(parent)

@@ -5,6 +5,7 @@ import operator
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -113,6 +114,15 @@ def weight_layer(graph: GraphModule, node: object, *, grouped: bool = False) -> 
     if isinstance(module, Conv) and (grouped or module.groups == 1):
         return module
     return None
+
+
+def tensor_at(network: GraphModule, name: str) -> Any:
+    """The parameter or buffer of that name."""
+    owner, _, leaf = name.rpartition(".")
+    holder: nn.Module = network
+    if owner:
+        holder = submodule(network, owner)
+    return getattr(holder, leaf)
 
 
 def batch_norm(graph: GraphModule, node: object) -> BatchNorm | None:

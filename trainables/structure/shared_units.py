@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from slimfront.trainables.errors import UserError
+from slimfront.trainables.structure.attention import split_attention
 from slimfront.trainables.structure.channel_groups import UnitGroup, relative_to_mean
 from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.structure.coupling.graph_of_units import units_of
@@ -104,6 +105,18 @@ def why_untraceable(network: nn.Module, inputs: Tensor) -> str | None:
     try:
         with evaluating(network):
             trace(network, inputs[:3])
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def why_not_compact(network: nn.Module, inputs: Tensor) -> str | None:
+    """Why compaction will refuse a network; None if it will not, as far as its structure goes."""
+    try:
+        with evaluating(network):
+            graph = trace(network, inputs[:3])
+            if any(isinstance(module, nn.MultiheadAttention) for module in graph.modules()):
+                split_attention(copied(graph))
     except UserError as error:
         return str(error)
     return None

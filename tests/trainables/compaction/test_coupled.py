@@ -1,6 +1,7 @@
 """Channels that several layers share go together, and only where that changes nothing."""
 
 import logging
+import warnings
 from typing import Any
 
 import pytest
@@ -173,3 +174,22 @@ def test_nothing_is_printed_where_it_succeeds(
     result = compact(model, INPUTS)
     assert result.report.after["params"] < measure(model, INPUTS)["params"]
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", [nn.InstanceNorm2d, nn.BatchNorm2d])
+def test_a_norm_without_tensors_is_told_how_many_channels_there_are(kind: Any) -> None:
+    plain = {"affine": False, "track_running_stats": False}
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, padding=1), kind(16, **plain), nn.ReLU()),
+        *(nn.Conv2d(16, 4, 3, padding=1),),
+    )
+    with torch.no_grad():
+        network[0].weight[::2] = 0
+        network[0].bias[::2] = 0
+    inputs = torch.randn(6, 3, 8, 8)
+    small = compact(network.eval(), inputs).network
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(small(inputs), network(inputs), rtol=1e-4, atol=1e-5)
+    norms = [module for module in small.modules() if isinstance(module, kind)]
+    assert [norm.num_features for norm in norms] == [8]

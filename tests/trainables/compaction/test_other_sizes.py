@@ -213,3 +213,82 @@ def test_images_may_have_any_size_whatever_is_returned(
     for shape in ((2, 3, 32, 32), (1, 3, 24, 40)):
         images = torch.randn(shape)
         torch.testing.assert_close(small(images), network(images))
+
+
+class Masked(nn.Module):
+    """A transformer of torch's whose mask is cut or made to the length of what it is given."""
+
+    def __init__(self, mask: Callable[[Any, int], Any], layers: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens, self.head = nn.Embedding(20, 16), nn.Linear(16, 5)
+        self.layers: nn.Module = nn.MultiheadAttention(16, 4, batch_first=True)
+        if layers == "an encoder":
+            layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+            self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.register_buffer("seen", torch.ones(32, 32, dtype=torch.bool).triu(1))
+        self.mask = mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = self.mask(self, x.shape[1])
+        x = self.tokens(x)
+        if isinstance(self.layers, nn.MultiheadAttention):
+            x, _ = self.layers(x, x, x, attn_mask=mask, need_weights=False)
+        else:
+            x = self.layers(x, mask=mask)
+        made: Tensor = self.head(x)
+        return made
+
+
+MASKS: dict[str, Callable[[Any, int], Any]] = {
+    "generated": lambda _net, n: nn.Transformer.generate_square_subsequent_mask(n),
+    "triu": lambda net, n: torch.triu(
+        torch.ones(n, n, dtype=torch.bool, device=net.seen.device), 1
+    ),
+    "full": lambda _net, n: torch.full((n, n), float("-inf")).triu(1),
+    "positions": lambda _net, n: torch.arange(n)[None, :] > torch.arange(n)[:, None],
+    "a part": lambda net, n: net.seen[:n, :n],
+}
+
+
+@pytest.mark.parametrize("layers", ["an encoder", "an attention"])
+@pytest.mark.parametrize("mask", MASKS)
+def test_masks_are_made_for_each_length(mask: str, layers: str, caplog: Any) -> None:
+    network = Masked(MASKS[mask], layers)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    sparsifier = {"name": "channels", "sparsity": 0.4, "of": "params", "every": 1}
+    with sf.Slimming(network, optimizer, tokens(8), steps=6, sparsifier=sparsifier) as slim:
+        for _ in range(6):
+            loss = network(tokens(8)).square().mean() + slim.loss()
+            optimizer.zero_grad()
+            loss.backward()
+            slim.before_step()
+            optimizer.step()
+            slim.after_step()
+        small = slim.compact()
+    assert "refuse" not in caplog.text
+    assert small.measures["params"] < 0.75 * sum(p.numel() for p in network.parameters())
+    network.eval()
+    for length in LENGTHS:
+        check(network, small.network, tokens(length))
+
+
+def test_attention_that_will_be_refused_is_named_before_the_training(caplog: Any) -> None:
+    class Weights(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            made: Tensor
+            weights: Tensor
+            made, weights = self.attention(x, x, x)
+            return made + weights @ made
+
+    network = Weights()
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    inputs = torch.randn(4, 6, 16)
+    sparsifier = {"name": "magnitude", "sparsity": 0.5}
+    sf.Slimming(network, optimizer, inputs, steps=6, sparsifier=sparsifier).close()
+    (said,) = [said for said in caplog.messages if "compact will refuse" in said]
+    assert "the attention 'attention' has its attention weights read" in said

@@ -349,3 +349,72 @@ def test_batch_norms_that_share_statistics_between_processes_are_batch_norms(
     (plain, wanted), (shared, made) = found
     assert shared == plain < sum(one.numel() for one in residual().parameters())
     torch.testing.assert_close(made, wanted)
+
+
+@pytest.mark.parametrize("inputs", [(torch.randn(4, 6), torch.randn(4, 6)), "named"])
+def test_a_compact_network_of_several_inputs_is_written_to_a_file(inputs: Any) -> None:
+    if inputs == "named":
+        inputs = {"left": torch.randn(4, 6), "right": torch.randn(4, 6)}
+    small = sf.compact(Difference().eval(), inputs).network
+    file = io.BytesIO()
+    torch.save(small, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    for other in (again, copy.deepcopy(small)):
+        made = other(**inputs) if isinstance(inputs, dict) else other(*inputs)
+        wanted = small(**inputs) if isinstance(inputs, dict) else small(*inputs)
+        torch.testing.assert_close(made, wanted)
+        assert type(other).__name__ == "ByArguments"
+
+
+def test_what_is_added_to_the_loss_of_a_complex_network_is_real() -> None:
+    class Complex(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(6, 6, dtype=torch.complex64))
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            spectrum = torch.fft.fft(x) @ self.weight
+            made: Tensor = self.head(torch.fft.ifft(spectrum).real)
+            return made
+
+    network = Complex()
+    options = {"name": "magnitude", "sparsity": 0.5}
+    slim = sf.Slimming(network, adam(network), INPUTS, steps=4, sparsifier=options)
+    assert slim.loss().dtype == torch.float32
+    (network(INPUTS).square().mean() + slim.loss()).backward()
+
+
+class Auxiliary(nn.Module):
+    """A head that is read while training alone, and one that nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.head = nn.Linear(6, 32), nn.Linear(32, 16), nn.Linear(16, 3)
+        self.beside = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64))
+        self.left_over = nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.first(x).relu()
+        made = self.head(self.second(x).relu())
+        return (made, self.beside(x)) if self.training else made
+
+
+def test_what_no_output_depends_on_is_not_counted_among_what_stays() -> None:
+    network = Auxiliary()
+    optimizer = adam(network)
+    options = {"name": "channels", "sparsity": 0.5, "of": "params", "every": 1}
+    slim = sf.Slimming(network, optimizer, INPUTS, steps=10, sparsifier=options)
+    for _ in range(10):
+        made, beside = network(INPUTS)
+        loss = made.square().mean() + beside.square().mean() + slim.loss()
+        optimizer.zero_grad()
+        loss.backward()
+        slim.before_step()
+        optimizer.step()
+        slim.after_step()
+    small = slim.compact(INPUTS)
+    whole = 6 * 32 + 32 + 32 * 16 + 16 + 16 * 3 + 3
+    assert 0.4 * whole < small.measures["params"] <= 0.5 * whole

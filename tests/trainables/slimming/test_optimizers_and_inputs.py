@@ -282,7 +282,19 @@ def test_hooks_of_users_are_named(caplog: Any) -> None:
     network[0].register_forward_hook(lambda _module, _inputs, made: 2 * made)
     sf.Slimming(network, adam(network), torch.randn(8, 6), steps=4, penalties=RELATIVE)
     assert "forward hooks are no part of a network that is stored" in caplog.text
-    assert any(message.endswith("computes: '0'") for message in caplog.messages)
+    assert any(message.endswith("computes at '0'") for message in caplog.messages)
+
+
+def test_hooks_that_look_at_what_passes_are_not_warned_of(caplog: Any) -> None:
+    network = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    seen: list[Tensor] = []
+    network[1].register_forward_hook(lambda _module, _inputs, made: seen.append(made))
+    network[0].register_forward_pre_hook(lambda _module, inputs, _named: None, with_kwargs=True)
+    with caplog.at_level(logging.WARNING):
+        sf.compact(network, torch.randn(8, 6))
+    assert "forward hooks" not in caplog.text
+    network(torch.randn(2, 6))
+    assert len(seen[-1]) == 2
 
 
 def test_a_batch_norm_without_running_statistics_takes_no_single_input() -> None:

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx import GraphModule, Node
 
-from slimfront.trainables.compaction.layers import delete_tensor, set_tensor, tensor_at
-from slimfront.trainables.structure.graph import ancestors
+from slimfront.trainables.compaction.layers import delete_tensor, set_tensor
+from slimfront.trainables.structure.graph import ancestors, tensor_at
 
 _LAYERS: dict[object, int] = {F.linear: 1, F.conv1d: 1, F.conv2d: 1, F.conv3d: 1}
 """Where the weight stands among the arguments of functions that layers are made of."""

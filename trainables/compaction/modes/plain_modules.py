@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from slimfront.trainables.compaction.layers import delete_tensor, set_module, tensor_at
+from slimfront.trainables.compaction.layers import delete_tensor, set_module
 from slimfront.trainables.compaction.modes.arguments import CONVS, Arguments, arguments_of
 from slimfront.trainables.compaction.modes.computed_weights import compute_weights
 from slimfront.trainables.compaction.modes.replacing import add_module, replace_call
-from slimfront.trainables.structure.graph import submodule
+from slimfront.trainables.structure.graph import submodule, tensor_at
 from slimfront.trainables.structure.tracing.encoders import plain_kind
 
 _TENSORS = ("weight", "bias", "running_mean", "running_var")

@@ -4,13 +4,13 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from slimfront.trainables.compaction.layers import tensor_at
 from slimfront.trainables.compaction.plain.arguments import (
     Plain,
     arguments_from_plain,
     arguments_to_plain,
 )
 from slimfront.trainables.structure import operations
+from slimfront.trainables.structure.graph import tensor_at
 
 TENSORS = ("parameter", "buffer")
 

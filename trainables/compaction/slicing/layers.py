@@ -6,12 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from slimfront.trainables.compaction.layers import set_module, tensor_at
+from slimfront.trainables.compaction.layers import set_module
 from slimfront.trainables.compaction.slicing.resized import parameter_like, replace_tensors, settle
 from slimfront.trainables.compaction.slicing.stays import Slices
 from slimfront.trainables.structure.attention_modules import Attention, ScaledDotProduct
 from slimfront.trainables.structure.counting import counting
-from slimfront.trainables.structure.graph import module_of, submodule
+from slimfront.trainables.structure.graph import BatchNorm, module_of, submodule, tensor_at
+
+InstanceNorm = nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d
 
 
 def slice_tensors(slices: Slices) -> None:
@@ -83,6 +85,17 @@ def settle_modules(slices: Slices) -> None:
             _settle_attention(slices, node, module)
         else:
             _settle(slices, str(node.target), module)
+            _settle_features(slices, node, module)
+
+
+def _settle_features(slices: Slices, node: Node, module: nn.Module) -> None:
+    """Tells a norm of channels that has no tensors of its own, by which it would know, how many
+    there are."""
+    if not isinstance(module, BatchNorm | InstanceNorm):
+        return
+    known = slices.known_input(node)
+    if module.weight is None and module.running_mean is None and known.dim > 2:
+        module.num_features = slices.shape(known)[1]
 
 
 def _settle_attention(slices: Slices, node: Node, module: Attention | ScaledDotProduct) -> None:

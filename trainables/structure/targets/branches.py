@@ -55,6 +55,11 @@ class Branch:
     layer: Layer | None = None
     """That layer with its batch norm, where it is a linear or convolutional one."""
 
+    def nodes(self) -> set[Node]:
+        """What computes it from what the shortcut has too."""
+        (end,) = [side for side in self.addition.all_input_nodes if side is not self.shortcut]
+        return ancestors(end) - ancestors(self.shortcut)
+
     def is_zero(self, graph: GraphModule) -> bool:
         """Whether it adds nothing."""
         for name in self.parameters:

@@ -9,6 +9,7 @@ from torch.fx import GraphModule, Node
 from slimfront.trainables.structure import operations
 from slimfront.trainables.structure.tracing.encoders import Tracer
 from slimfront.trainables.structure.tracing.exported import writes_elsewhere
+from slimfront.trainables.structure.tracing.factories import factories_seen
 from slimfront.trainables.structure.tracing.returned import make_writable
 from slimfront.trainables.torch_internals import is_check
 
@@ -16,8 +17,18 @@ from slimfront.trainables.torch_internals import is_check
 def symbolically_traced(model: nn.Module, sample: Tensor | None = None) -> GraphModule:
     """The graph of a network by torch.fx, which raises errors of many kinds on one that it cannot
     trace. With a `sample` (N, *input_shape), the network may unpack shapes."""
-    tracer = Tracer(sample)
-    graph = tracer.trace(model, _defaults(model))
+    try:
+        return _symbolically_traced(model, Tracer(sample))
+    except TypeError:
+        # A buffer that is cut to the length of the inputs, say: its index is no number yet.
+        tracer = Tracer(sample)
+        tracer.proxy_buffer_attributes = True
+        return _symbolically_traced(model, tracer)
+
+
+def _symbolically_traced(model: nn.Module, tracer: Tracer) -> GraphModule:
+    with factories_seen():
+        graph = tracer.trace(model, _defaults(model))
     _drop_optional(graph)
     _drop_checks(graph)
     _name_operators(graph)

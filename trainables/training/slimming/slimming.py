@@ -27,6 +27,7 @@ from slimfront.trainables.penalties.relative import absolute
 from slimfront.trainables.shipping.any_inputs import compact, name_hooks
 from slimfront.trainables.sparsifiers import ActiveSparsifier, Setting, Sparsifier
 from slimfront.trainables.structure.copying import copied
+from slimfront.trainables.structure.tracing.trace import traced_once
 from slimfront.trainables.training.optimizers import check_optimizer, step_sizes
 from slimfront.trainables.training.slimming.acting import Acting, Asked
 from slimfront.trainables.training.slimming.arguments import (
@@ -43,7 +44,7 @@ from slimfront.trainables.training.slimming.arguments import (
     unwrapped,
 )
 from slimfront.trainables.training.slimming.as_given import AsGiven
-from slimfront.trainables.training.slimming.what_acts import RisingRate, WhatActs
+from slimfront.trainables.training.slimming.what_acts import RisingRate, WhatActs, name_refusal
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ class Slimming(AbstractContextManager["Slimming"]):
         sample = as_one(inputs)
         view = as_called_with(self.network, sample, output)
         refuse_opaque_outputs(view, sample)
-        name_hooks(self.network)
+        name_hooks(self.network, view, sample)
         self._rise = RisingRate(optimizer, asked.penalties)
         self._relative = {
             name
@@ -146,7 +147,9 @@ class Slimming(AbstractContextManager["Slimming"]):
         )
         drops = asked.sparsifier is not None and asked.sparsifier.on
         self._as_given = AsGiven(self.network, optimizer, drops=drops)
-        self.acting = Acting(asked, view, sample, setting)
+        with traced_once():
+            self.acting = Acting(asked, view, sample, setting)
+            name_refusal(view, sample)
         self._as_given.attached()
         self.step = 0
         self._asked = asked
@@ -203,7 +206,8 @@ class Slimming(AbstractContextManager["Slimming"]):
         self._watch()
         if found:
             return torch.stack(found).sum()
-        return next(self.network.parameters()).new_zeros(())
+        first = next(self.network.parameters())
+        return torch.zeros((), dtype=first.dtype.to_real(), device=first.device)
 
     def before_step(self) -> None:
         """Call it between the backward pass and the optimiser's step: zeroes the gradients of

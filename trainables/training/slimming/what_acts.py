@@ -20,6 +20,7 @@ from slimfront.trainables.sparsifiers.base import (
     optimizers_within,
     out_of_reach,
 )
+from slimfront.trainables.structure.shared_units import why_not_compact
 from slimfront.trainables.training.optimizers import step_sizes
 from slimfront.trainables.training.slimming.acting import Acting, Asked
 
@@ -121,6 +122,13 @@ class StepsTaken:
         for handle in self.handles:
             handle.remove()
         self.handles = []
+
+
+def name_refusal(network: nn.Module, sample: Tensor) -> None:
+    """Warns of a network that compaction will refuse: after the training it is too late."""
+    why = why_not_compact(network, sample[:2])
+    if why is not None:
+        log.warning("compact will refuse this network when it is trained: %s", why)
 
 
 class WhatActs:

@@ -277,6 +277,9 @@ class ActiveSparsifier:
     them once they are dropped.
     """
 
+    begins_anew: ClassVar[bool] = False
+    """Whether training has several rounds, each of which begins with weights of before."""
+
     def __init__(self, options: Sparsifier, setting: Setting) -> None:
         self.setting = setting
         self.weights = taking_part(setting.model, options.exclude)

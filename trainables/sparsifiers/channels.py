@@ -425,6 +425,14 @@ class ActiveChannels(ActiveSparsifier):
                 _keep_units(group, units, name, masks[name])
         self.set_masks(masks)
 
+    def counted(self, parameters: Mapping[str, Tensor]) -> int | None:
+        """How many parameters the network with these will have when its zero units are gone; None
+        if that was not counted on, with `of: channels`."""
+        if self.costs is None:
+            return None
+        alive = {group.name: group.alive(parameters) for group in self.groups}
+        return self.costs.entries(alive)
+
     def _worth_their_cost(self, scores: Scores, costs: UnitCosts, sparsity: float) -> Tensors:
         """The units that stay where `sparsity` is a share of the costs, (units,) bool by the name
         of their group."""

@@ -48,6 +48,8 @@ class LotteryTicket(TargetSparsifier):
 class ActiveLotteryTicket(ActiveSparsifier):
     """Iterative magnitude pruning with rewinding at work on one network."""
 
+    begins_anew = True
+
     def __init__(self, options: LotteryTicket, setting: Setting) -> None:
         super().__init__(options, setting)
         self.options = options

@@ -1,5 +1,6 @@
 """What units of a network cost, in parameters or in FLOPs, given which others are alive."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfront.trainables.errors import UserError
-from slimfront.trainables.sparsifiers.products import uses_in_products
+from slimfront.trainables.sparsifiers.use.products import uses_in_products
 from slimfront.trainables.structure.channel_groups import UnitGroup
 from slimfront.trainables.structure.graph import ancestors, module_of, tensor_at
 from slimfront.trainables.structure.tracing.trace import trace
@@ -64,6 +65,7 @@ class _Priced:
 
     shape: torch.Size
     price: float
+    is_read: bool = True
     axes: dict[int, list[_Axis]] = field(default_factory=dict)
 
     def note(self, axis: int, of_group: _Axis) -> None:
@@ -81,6 +83,10 @@ class _Priced:
             there &= part.alive(alive)
         count = there.sum()
         return int(count)
+
+    def count(self, alive: Alive) -> int:
+        """How many numbers are there of it."""
+        return math.prod(self.entries(axis, alive) for axis in range(len(self.shape)))
 
     def cost(self, alive: Alive, without: int | None = None) -> float:
         """What is there of it costs; `without` an axis, each entry along that."""
@@ -120,7 +126,9 @@ class UnitCosts:
                     price = uses.get(name, 0.0)
                 elif id(parameter) in unread:
                     price = 0.0
-                priced[parameter] = _Priced(parameter.shape, price)
+                priced[parameter] = _Priced(
+                    parameter.shape, price, is_read=id(parameter) not in unread
+                )
             self.parameters[name] = priced[parameter]
         self.unique = list(priced.values())
         """The same, a parameter of several names once."""
@@ -151,6 +159,10 @@ class UnitCosts:
         """What the network costs with these units."""
         costs = [parameter.cost(alive) for parameter in self.unique]
         return sum(costs)
+
+    def entries(self, alive: Alive) -> int:
+        """How many numbers its parameters have with these units, but for what is never read."""
+        return sum(parameter.count(alive) for parameter in self.unique if parameter.is_read)
 
     def of_units(self, alive: Alive) -> Tensors:
         """What each unit costs beside these others, (units,) by the name of the group."""

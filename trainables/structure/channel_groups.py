@@ -5,6 +5,7 @@ for example, couples the channels of all layers whose outputs are added: channel
 only with channel c of the others.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -190,11 +191,14 @@ def _graph(network: nn.Module, inputs: Tensor) -> Dependencies:
         # As a tuple: with a bare tensor Torch-Pruning first calls the network with each example as
         # an argument of its own.
         graph = Dependencies()
-        graph.build_dependency(
-            network,
-            example_inputs=(inputs[:1],),
-            verbose=False,
-        )
+        with warnings.catch_warnings():
+            # Of recurrent layers, whose units it does not follow, and we do.
+            warnings.filterwarnings("ignore", message="Maximum recursive depth")
+            graph.build_dependency(
+                network,
+                example_inputs=(inputs[:1],),
+                verbose=False,
+            )
         return graph
 
 

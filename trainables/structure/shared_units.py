@@ -254,16 +254,19 @@ def _sets_that_may_go(walk: Walk, places: Iterable[int]) -> Iterator[Tensor]:
     """Each unit of `places` that can go alone, and then the sets that go at once, if the structure
     lets them."""
     may_go = walk.units.removable(structure_only=True)
+    roots = walk.units.roots()
+    columns = walk.units.columns(roots)
     within = walk.units.parts()
+    for column in columns:
+        within.update(column.tolist())
     for root in places:
         if root in within:
             continue
         if may_go[root]:
             yield torch.tensor([root])
-    roots = walk.units.roots()
-    for whole in walk.units.whole_sets(roots):
-        if may_go[whole].all():
-            yield whole
+    for together in (*columns, *walk.units.whole_sets(roots)):
+        if may_go[together].all():
+            yield together
 
 
 def _places_of_units(walk: Walk) -> dict[int, list[str]]:

@@ -38,6 +38,7 @@ from slimfront.trainables.training.finishing import Finishing, measure_own
 from slimfront.trainables.training.freezing import training_mode
 from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.losses import Losses
+from slimfront.trainables.training.slimming.what_goes import name_what_does_not_last
 
 _SAMPLES = 16
 """So many real inputs are looked at."""
@@ -227,6 +228,7 @@ class _Rehearsal:
                 options.name,
                 first_few(frozen),
             )
+        name_what_does_not_last(self.model, self.sample, sparsifier)
         dense = out_of_reach(self.model, sparsifier.masks)
         total = sum(parameter.numel() for parameter in self.model.parameters())
         if not dense:

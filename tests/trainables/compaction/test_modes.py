@@ -88,9 +88,50 @@ def test_what_else_training_mode_does_is_named_before_it_is_lost(
     with caplog.at_level(logging.WARNING):
         compact(Outer(), INPUTS)
     assert (
-        "in training mode 'path' (Depth) does something else, which compaction cannot keep"
+        "in training mode 'path' (Depth) does something else, which compaction keeps only where"
         in caplog.text
     )
+
+
+class Drawing(nn.Module):
+    """What is drawn in training mode, between two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+        self.decoder = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.encoder(x.flatten(1)[:, :8])
+        if self.training:
+            x = x + torch.randn_like(x)
+        made: Tensor = self.decoder(x)
+        return made
+
+
+class Beside(nn.Module):
+    """A head that is read in training mode alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 8), nn.Linear(8, 5)
+        self.beside = nn.Sequential(nn.Sequential(nn.Linear(8, 5)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x.flatten(1)[:, :8]).relu()
+        made: Tensor = self.head(x)
+        if self.training:
+            made = made + self.beside(x)
+        return made
+
+
+@pytest.mark.parametrize("kind", [Drawing, Beside])
+def test_the_module_whose_code_it_is_is_named(
+    kind: type[nn.Module], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        compact(kind(), INPUTS)
+    assert f"in training mode {kind.__name__}.forward does something else" in caplog.text
 
 
 def test_a_network_that_can_be_traced_in_evaluation_mode_alone_is_named(

@@ -2,6 +2,7 @@
 a few examples at a time."""
 
 import logging
+import math
 from typing import Any
 
 import pytest
@@ -304,3 +305,23 @@ def test_a_batch_norm_without_running_statistics_takes_no_single_input() -> None
     inputs = torch.randn(16, 6)
     assert sf.compact(network, inputs).report.difference < 1e-6
     assert sf.measure(network, inputs)["flops"] == 2 * (6 * 8 + 8 * 3)
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_a_schedule_that_does_not_begin_anew_with_lottery_is_told_of(
+    follows: bool, caplog: Any
+) -> None:
+    network = perceptron()
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    sparsifier = {"name": "lottery", "sparsity": 0.8, "rounds": 2}
+    slim = sf.Slimming(network, optimizer, INPUTS, steps=60, sparsifier=sparsifier)
+
+    def rate(done: int) -> float:
+        progress = slim.progress if follows else done / 60
+        return 0.5 * (1 + math.cos(math.pi * progress))
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    for _ in range(60):
+        step(network, optimizer, slim)
+        scheduler.step()
+    assert ("has set the weights back" in caplog.text) != follows

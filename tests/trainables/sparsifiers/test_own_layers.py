@@ -10,8 +10,8 @@ from transformers.pytorch_utils import Conv1D
 
 import slimfront as sf
 from slimfront.trainables.sparsifiers.base import prunable_weights
-from slimfront.trainables.sparsifiers.products import uses_in_products
 from slimfront.trainables.sparsifiers.unit_costs import UnitCosts
+from slimfront.trainables.sparsifiers.use.products import uses_in_products
 from slimfront.trainables.structure.removable import removable_units
 
 

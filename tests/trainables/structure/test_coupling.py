@@ -735,7 +735,7 @@ def test_one_of_all_stays_and_ties_hold() -> None:
 @pytest.mark.parametrize(
     ("name", "names"),
     [
-        ("GRU", ["recurrent.weight_ih_l0", "recurrent.weight_ih_l0_reverse"]),
+        ("GRU", ["embed", "recurrent"]),
         ("group norm", ["a", "b"]),
         ("attention", ["up", "qkv"]),
         ("dense block", ["stem", "b", "c"]),

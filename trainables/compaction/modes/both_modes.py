@@ -52,10 +52,9 @@ def traced_in_both_modes(model: nn.Module, sample: Tensor | None = None) -> Grap
         apart, followed, own = "", set(), set()
     if apart is not None:
         log.warning(
-            "the compact network stays as in evaluation mode when it is trained further: in "
-            "training mode %s does something "
-            "else, which compaction cannot keep; have a module of torch.nn do it, or leave refit "
-            "out",
+            "the compact network stays as in evaluation mode when it is trained further, by a "
+            "refit or by you: in training mode %s does something else, which compaction keeps only "
+            "where a module of torch.nn does it",
             apart or f"{type(model).__name__}.forward",
         )
         return evaluated

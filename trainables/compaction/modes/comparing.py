@@ -28,6 +28,7 @@ _ATTENTION_DEFAULTS: Arguments = {
 }
 
 
+_CONTAINERS = ("Sequential", "ModuleList", "ModuleDict")
 _LARGE = 10_000
 """Constants of more numbers are taken for different ones where their names are."""
 
@@ -51,15 +52,16 @@ class _Step:
         return self.arguments == other.arguments
 
     def place(self) -> str:
-        """The module whose code the node is, by name and kind; "" for the network's own code."""
-        stack = self.node.meta.get("nn_module_stack")
-        if not stack:
-            return ""
-        path, kind = next(reversed(stack.values()))
-        if not path:
-            return ""
-        kind_name = getattr(kind, "__name__", kind)
-        return f"'{path}' ({kind_name})"
+        """The module whose code the node is, by name and kind; "" for the network's own code. The
+        call of a module is code of the one that it is within."""
+        stack = list((self.node.meta.get("nn_module_stack") or {}).values())
+        if self.op == "call_module":
+            stack = stack[:-1]
+        for path, kind in reversed(stack):
+            kind_name = getattr(kind, "__name__", str(kind).rpartition(".")[2])
+            if path and kind_name not in _CONTAINERS:
+                return f"'{path}' ({kind_name})"
+        return ""
 
 
 def first_difference(
@@ -75,7 +77,8 @@ def first_difference(
     other = _steps(trained, followed, own)
     for mine, theirs in zip(one, other, strict=False):
         if not mine.is_same(theirs):
-            return theirs.place() or mine.place()
+            # Of the call of a module and another operation, that is what was put in.
+            return mine.place() if theirs.op == "call_module" else theirs.place()
     for rest in (one[len(other) :], other[len(one) :]):
         if rest:
             return rest[0].place()

@@ -49,7 +49,7 @@ def recurrent(walk: Walk, call: Call) -> Any:
         zero = torch.cat(zeros)
     assert read is not None
     by_layer = torch.stack(states)
-    walk.units.pack(by_layer)
+    walk.units.pack_rows(by_layer)
     for start in starts:
         _start_with(walk, start, by_layer)
     made, ends = walk.made[call.node]
@@ -102,7 +102,7 @@ def _start_with(walk: Walk, start: Known, by_layer: Tensor) -> None:
         walk.units.keep(units, "several layers start from it")
         walk.units.keep(by_layer, "they start from one state")
         return
-    walk.units.pack(torch.cat([row, by_layer]))
+    walk.units.pack_rows(torch.cat([row, by_layer]))
 
 
 def cell(walk: Walk, call: Call) -> Any:

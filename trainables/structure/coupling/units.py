@@ -39,6 +39,7 @@ class Units:
     _wholes: list[_Whole] = field(default_factory=list)
     _packs: list[Tensor] = field(default_factory=list)
     _spaces: list[Tensor] = field(default_factory=list)
+    _rows: list[Tensor] = field(default_factory=list)
 
     def fresh(self, count: int) -> Tensor:
         """New units, (count,)."""
@@ -124,6 +125,12 @@ class Units:
         """Has what stays of units along several axes be of one size along each of them."""
         self._packs.append(units)
 
+    def pack_rows(self, rows: Tensor) -> None:
+        """Has as many units stay of each of the rows (n, m), all of which stay, as of the hidden
+        units of each layer of a recurrent one."""
+        self.pack(rows)
+        self._rows.append(rows)
+
     def never_empty(self, units: Tensor) -> None:
         """Has one of these units stay at least."""
         in_a_row = units.reshape(-1)
@@ -142,6 +149,27 @@ class Units:
             of_members = roots[members]
             found.update(of_members.tolist())
         return found
+
+    def columns(self, roots: Tensor) -> list[Tensor]:
+        """Sets of units of which one stays for the others' sake, where rows keep as many: one unit
+        of each row, each by the one of those that it goes with."""
+        if not self._rows:
+            return []
+        ties: list[tuple[Tensor, Tensor]] = []
+        concerned: list[Tensor] = []
+        for rows in self._rows:
+            if (rows == NONE).any():
+                continue
+            first, *others = roots[rows]
+            concerned.append(first)
+            for other in others:
+                ties.append((first, other))
+                concerned.append(other)
+        if not ties:
+            return []
+        lowest = _joined(len(roots), ties)
+        different = torch.cat(concerned).unique()
+        return _grouped(different, lowest[different])
 
     def whole_sets(self, roots: Tensor) -> list[Tensor]:
         """The sets of units that go at once where a unit stands for others: all that are joined by

@@ -35,6 +35,13 @@ class Counted(fx.Proxy):
         tracer: Any = self.tracer
         return int(tracer.number(self))
 
+    def __index__(self) -> int:
+        tracer: Any = self.tracer
+        try:
+            return operator.index(tracer.number(self))
+        except fx.proxy.TraceError as error:
+            raise TypeError(str(error)) from error  # as of what is no number
+
     def __float__(self) -> float:
         tracer: Any = self.tracer
         return float(tracer.number(self))

@@ -44,7 +44,16 @@ from slimfront.trainables.training.slimming.arguments import (
     unwrapped,
 )
 from slimfront.trainables.training.slimming.as_given import AsGiven
-from slimfront.trainables.training.slimming.what_acts import RisingRate, WhatActs, name_refusal
+from slimfront.trainables.training.slimming.what_acts import (
+    RisingRate,
+    Rounds,
+    WhatActs,
+)
+from slimfront.trainables.training.slimming.what_goes import (
+    name_refusal,
+    name_what_does_not_last,
+    name_what_stayed,
+)
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +136,7 @@ class Slimming(AbstractContextManager["Slimming"]):
         view = as_called_with(self.network, sample, output)
         refuse_opaque_outputs(view, sample)
         name_hooks(self.network, view, sample)
+        self._rounds = Rounds()
         self._rise = RisingRate(optimizer, asked.penalties)
         self._relative = {
             name
@@ -150,6 +160,7 @@ class Slimming(AbstractContextManager["Slimming"]):
         with traced_once():
             self.acting = Acting(asked, view, sample, setting)
             name_refusal(view, sample)
+        name_what_does_not_last(view, sample, self.sparsifier)
         self._as_given.attached()
         self.step = 0
         self._asked = asked
@@ -222,6 +233,8 @@ class Slimming(AbstractContextManager["Slimming"]):
         self._rise.say_if_far()
         self._what_acts.steps.called()
         self._as_given.forget()
+        if self.sparsifier is not None and self.sparsifier.begins_anew:
+            self._rounds.stepped(self.progress, float(step_sizes(self.optimizer).largest))
         self.step += 1
         self._watch()
 
@@ -306,7 +319,12 @@ class Slimming(AbstractContextManager["Slimming"]):
         twin = copied(whole)
         remove_hooks(twin)
         self._zero_again(twin)
-        return compact(twin, beside(given, twin), options, output=self.output)
+        if options is None or isinstance(options, Mapping):
+            options = validated(Compaction, options or {}, "compact")
+        made = compact(twin, beside(given, twin), options, output=self.output)
+        if self.sparsifier is not None:
+            name_what_stayed(twin, made, self.sparsifier, options)
+        return made
 
     @torch.no_grad()
     def _zero_again(self, twin: nn.Module) -> None:

@@ -20,7 +20,6 @@ from slimfront.trainables.sparsifiers.base import (
     optimizers_within,
     out_of_reach,
 )
-from slimfront.trainables.structure.shared_units import why_not_compact
 from slimfront.trainables.training.optimizers import step_sizes
 from slimfront.trainables.training.slimming.acting import Acting, Asked
 
@@ -124,11 +123,37 @@ class StepsTaken:
         self.handles = []
 
 
-def name_refusal(network: nn.Module, sample: Tensor) -> None:
-    """Warns of a network that compaction will refuse: after the training it is too late."""
-    why = why_not_compact(network, sample[:2])
-    if why is not None:
-        log.warning("compact will refuse this network when it is trained: %s", why)
+class Rounds:
+    """Compares learning rates between the rounds of a training that begins anew several times, as
+    with `lottery`: a schedule that does not begin anew has the later ones train at what is left."""
+
+    def __init__(self) -> None:
+        self.rates: list[tuple[float, float]] = []
+        """Progress and learning rate of each step of the first round."""
+        self.is_first = True
+        self.last = 0.0
+        self.is_said = False
+
+    def stepped(self, progress: float, rate: float) -> None:
+        """Called after each step; warns at the first one of a round, once."""
+        begins_anew = progress < self.last
+        self.last = progress
+        if begins_anew:
+            self.is_first = False
+        if self.is_first:
+            self.rates.append((progress, rate))
+        if self.is_said or not begins_anew:
+            return
+        _, before = min(self.rates, key=lambda one: abs(one[0] - progress))
+        if rate < before / 2:
+            self.is_said = True
+            log.warning(
+                "the sparsifier has set the weights back to those of an earlier step, and the "
+                "learning rate, %.2g, was %.2g then; have the schedule follow Slimming.progress, "
+                "which begins anew with each round",
+                rate,
+                before,
+            )
 
 
 class WhatActs:

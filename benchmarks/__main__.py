@@ -13,6 +13,7 @@ BENCHMARKS = {
     "layer_sparsity_digits": ["layer_sparsity", "--picture", "docs/images/layers.png"],
     "layer_sparsity_mnist": ["layer_sparsity", "--data", "mnist"],
     "block_sparsity": ["block_sparsity"],
+    "block_cost": ["block_cost"],
     "penalty_steps": ["penalty_steps"],
     "strength_path": ["strength_path"],
     "packs": ["packs"],

@@ -13,6 +13,7 @@ first asked for, so that a command that trains nothing does not wait for torch.
 - `Slimming`: penalties and a sparsifier at work in a training loop of your own.
 - `Trial`: what a training function of your own is given in a search.
 - `measure`: the parameters, FLOPs and bytes of a network.
+- `save_network`: writes a network to an ONNX, pt2 or safetensors file; `load_network` reads it.
 - `search`: runs the search of a config; the same name is the package that the command is made of.
 - `load`: reads a search by name, which may be running. Both give an object with the `front` as a
   pandas DataFrame and `pick`, whose networks can be used, exported and described by a card.
@@ -45,7 +46,9 @@ if TYPE_CHECKING:
     from slimfront.trainables.penalties import Penalty as Penalty
     from slimfront.trainables.post_training import prune as prune
     from slimfront.trainables.shipping.any_inputs import compact as compact
+    from slimfront.trainables.shipping.any_inputs import load_network as load_network
     from slimfront.trainables.shipping.any_inputs import measure as measure
+    from slimfront.trainables.shipping.any_inputs import save_network as save_network
     from slimfront.trainables.sparsifiers import SPARSIFIERS as SPARSIFIERS
     from slimfront.trainables.sparsifiers import Sparsifier as Sparsifier
     from slimfront.trainables.structure.coupling.graph_of_units import (
@@ -80,9 +83,11 @@ __all__ = [
     "UserError",
     "compact",
     "load",
+    "load_network",
     "measure",
     "prune",
     "register_handler",
+    "save_network",
     "search",
     "train",
 ]
@@ -108,7 +113,9 @@ _HOMES = {
     "UserError": "trainables.errors",
     "compact": "trainables.shipping.any_inputs",
     "load": "search.python_api",
+    "load_network": "trainables.shipping.any_inputs",
     "measure": "trainables.shipping.any_inputs",
+    "save_network": "trainables.shipping.any_inputs",
     "prune": "trainables.post_training",
     "register_handler": "trainables.structure.coupling.graph_of_units",
     "train": "trainables.training.train",

@@ -1,8 +1,10 @@
-"""`slimfront.compact` and `slimfront.measure`: of a network of any inputs, as its user calls it."""
+"""`slimfront.compact`, `measure` and `save_network`: of a network of any inputs, as its user calls
+it."""
 
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +17,10 @@ from slimfront.trainables.inputs import Several, as_one
 from slimfront.trainables.measures import measure as measures
 from slimfront.trainables.models.adapted import as_called_with, in_order_of_forward
 from slimfront.trainables.options import validated
-from slimfront.trainables.shipping.shipped import ByArguments
+from slimfront.trainables.shipping.formats import format_of, load, save
+from slimfront.trainables.shipping.shipped import ByArguments, Shipped
 from slimfront.trainables.structure.agreement import outputs
+from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.torch_internals import hooks_that_change
 
@@ -79,6 +83,45 @@ def name_hooks(network: nn.Module, view: nn.Module, inputs: Tensor) -> None:
             "They change what it computes at %s",
             first_few(names),
         )
+
+
+def save_network(network: nn.Module | Compacted, path: Path | str, inputs: Any) -> None:
+    """Writes a network to a file, as it is in evaluation mode, on the CPU; `network` stays as it
+    is.
+
+    Args:
+        network: a compact one; any other that can be traced.
+        path: `.onnx` for any ONNX runtime, `.pt2` for torch, `.safetensors` for `load_network`;
+            each takes batches of any size.
+        inputs: at least two, as of `compact`, of the types that the file is to take.
+
+    Raises:
+        UserError: if the suffix is of none of these, or the format cannot hold this network.
+    """
+    path = Path(path)
+    kind = format_of(path)
+    if isinstance(network, Compacted):
+        network = network.network
+    given = as_one(inputs)
+    if isinstance(network, ByArguments):
+        network = network.network
+    else:
+        network = as_called_with(network, given, None)
+    here = copied(network).cpu()
+    save(Shipped(here, None, None), given.cpu(), path, kind)
+
+
+def load_network(path: Path | str, device: str = "cpu") -> nn.Module:
+    """A network from a file that `save_network` or an export wrote, by its suffix.
+
+    Args:
+        device: where the network and its inputs are to be, such as "cuda"; files that are not
+            safetensors are for "cpu".
+
+    Raises:
+        UserError: if there is no such file, its suffix is none of ours, or it cannot be read.
+    """
+    return load(path, device)
 
 
 def measure(network: nn.Module, inputs: Any) -> dict[str, float]:

@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 
 from slimfront.trainables.compaction import deserialise, serialise
 from slimfront.trainables.data import Dataset
-from slimfront.trainables.errors import UserError, first_line
+from slimfront.trainables.errors import UserError, first_few, first_line
 from slimfront.trainables.inputs import Several, by_place, described, joined, tensors
 from slimfront.trainables.shipping.kernels import Kernel, has_2_of_4, with_sparse_kernels
 from slimfront.trainables.shipping.shipped import (
@@ -85,6 +85,15 @@ def write_onnx(network: nn.Module, data: Dataset, path: Path) -> None:
     save(whole, raw, path, "onnx")
 
 
+def format_of(path: Path) -> Format:
+    """The format that the suffix of a file says. Raises UserError if it says none."""
+    kind = _SUFFIXES.get(path.suffix)
+    if kind is None:
+        known = ", ".join(_SUFFIXES)
+        raise UserError(f"{path}: the suffix says no format; known: {known}")
+    return kind
+
+
 def load(path: Path | str, device: str = "cpu") -> nn.Module:
     """A network that was written by `save`, by the suffix of its file; it takes raw inputs (N,
     *input_shape).
@@ -97,10 +106,7 @@ def load(path: Path | str, device: str = "cpu") -> nn.Module:
         UserError: if there is no such file, its suffix is none of ours, or it cannot be read.
     """
     path = Path(path)
-    kind = _SUFFIXES.get(path.suffix)
-    if kind is None:
-        known = ", ".join(_SUFFIXES)
-        raise UserError(f"{path}: the suffix says no format; known: {known}")
+    kind = format_of(path)
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     if device != "cpu" and kind != "safetensors":
@@ -261,10 +267,18 @@ class OnnxNetwork(nn.Module):
             str(path), options, providers=["CPUExecutionProvider"]
         )
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Raw inputs (N, *input_shape) to outputs (N, …)."""
-        known = {one.name for one in self.session.get_inputs()}
-        fed = fed_to(known, inputs)
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+        """Raw inputs (N, *input_shape) to outputs (N, …); several inputs by their places or names,
+        as the file has them, or together as `Several`."""
+        known = [one.name for one in self.session.get_inputs()]
+        if len(inputs) == 1 and not named:
+            fed = fed_to(known, inputs[0])
+        else:
+            placed = dict(zip(known, inputs, strict=False))
+            given = placed | named
+            if len(inputs) + len(named) != len(known) or given.keys() != set(known):
+                raise TypeError(f"the inputs of this file are {first_few(known)}")
+            fed = {name: tensor.numpy() for name, tensor in given.items()}
         outputs = self.session.run(None, fed)
         return torch.from_numpy(outputs[0])
 
@@ -285,8 +299,7 @@ def _save_safetensors(
 ) -> None:
     if not isinstance(network.network, GraphModule):
         raise UserError(
-            "the format safetensors holds networks that were compacted; this one was trained with "
-            "compaction off"
+            "the format safetensors holds networks that were compacted, and this one was not"
         )
     plain = serialise(network.network)
     stored = {}

@@ -36,7 +36,7 @@ _OF_NUMBERS = ("sqrt", "floor", "ceil", "log", "log2", "exp", "prod")
 """Functions of `math`."""
 _FACTORIES = (
     *("arange", "linspace", "eye", "zeros", "ones", "full", "empty", "scalar_tensor", "tensor"),
-    *("rand_like", "randn_like", "tril_indices", "triu_indices"),
+    *("rand", "randn", "rand_like", "randn_like", "tril_indices", "triu_indices"),
 )
 """What makes tensors of numbers, which torch does not count among what is done with them."""
 _NOT_OVERRIDABLE = ("hardswish", "hardsigmoid", "sigmoid", "tanh", "upsample", "unflatten")

@@ -1,9 +1,11 @@
 """The two kinds of error that slimfront raises on purpose, what is told of all others, and how
-messages are kept short."""
+messages are kept short and few."""
 
+import logging
 import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from slimfront.trainables.redaction import redact
@@ -87,6 +89,34 @@ def _clip(text: str, most: int) -> str:
     if len(text) <= most:
         return text
     return f"{text[:half]} … {text[len(text) - half :]}"
+
+
+@contextmanager
+def said_once() -> Iterator[None]:
+    """Within, what was logged before in the same words is not shown again."""
+    once = _Once()
+    handlers = list(logging.getLogger().handlers)
+    if not handlers and logging.lastResort is not None:
+        handlers = [logging.lastResort]
+    for handler in handlers:
+        handler.addFilter(once)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(once)
+
+
+class _Once(logging.Filter):
+    """Lets the first of several records that say the same through, to each handler."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: dict[str, logging.LogRecord] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it is shown."""
+        return self.first.setdefault(record.getMessage(), record) is record
 
 
 def first_few(names: Sequence[object], most: int = 10) -> str:

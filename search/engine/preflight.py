@@ -15,7 +15,7 @@ from slimfront.search.tracking.store import check_store
 from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.data import Dataset
 from slimfront.trainables.data.look import looked_at
-from slimfront.trainables.errors import TrialFailure, UserError, first_line
+from slimfront.trainables.errors import TrialFailure, UserError, first_line, said_once
 from slimfront.trainables.measures.measure import measure
 from slimfront.trainables.models import built
 from slimfront.trainables.penalties.base import check_penalties
@@ -40,6 +40,7 @@ def ask_stores(config: Config) -> None:
         check_database(config.search.storage)
 
 
+@said_once()
 def preflight(config: Config) -> dict[str, float]:
     """Builds the data and every architecture of a config, and takes each through one real step: see
     `rehearsal.rehearse`.

@@ -3,6 +3,7 @@ states."""
 
 import copy
 import io
+import logging
 import re
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import slimfront as sf
+from slimfront.trainables.errors import said_once
 from slimfront.trainables.models.resnet import BasicBlock
 from tests.trainables.slimming.test_slimming import INPUTS, adam, perceptron, step
 
@@ -418,3 +420,14 @@ def test_what_no_output_depends_on_is_not_counted_among_what_stays() -> None:
     small = slim.compact(INPUTS)
     whole = 6 * 32 + 32 + 32 * 16 + 16 + 16 * 3 + 3
     assert 0.4 * whole < small.measures["params"] <= 0.5 * whole
+
+
+def test_what_was_said_is_not_said_again_while_it_is_made(caplog: Any) -> None:
+    """Strengths that are relative have a penalty look at the network twice."""
+    log = logging.getLogger("slimfront.trainables.structure.removable")
+    with said_once():
+        for _ in range(3):
+            log.warning("the channels of %s stay", "'a'")
+        log.warning("the channels of %s stay", "'b'")
+    log.warning("the channels of %s stay", "'a'")
+    assert [said.split()[3] for said in caplog.messages] == ["'a'", "'b'", "'a'"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfront.trainables.compaction import Compacted, Compaction
-from slimfront.trainables.errors import UserError, first_few
+from slimfront.trainables.errors import UserError, first_few, said_once
 from slimfront.trainables.inputs import as_one
 from slimfront.trainables.models.adapted import as_called_with
 from slimfront.trainables.options import validated
@@ -82,6 +82,7 @@ class Slimming(AbstractContextManager["Slimming"]):
     sparsifier acts on it too, unless it is excluded.
     """
 
+    @said_once()
     def __init__(
         self,
         network: nn.Module,

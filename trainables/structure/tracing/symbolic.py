@@ -2,6 +2,7 @@
 
 import inspect
 import operator
+import threading
 
 from torch import Tensor, fx, nn
 from torch.fx import GraphModule, Node
@@ -12,6 +13,8 @@ from slimfront.trainables.structure.tracing.exported import writes_elsewhere
 from slimfront.trainables.structure.tracing.factories import factories_seen
 from slimfront.trainables.structure.tracing.returned import make_writable
 from slimfront.trainables.torch_internals import is_check
+
+_tracing = threading.Lock()
 
 
 def symbolically_traced(model: nn.Module, sample: Tensor | None = None) -> GraphModule:
@@ -27,7 +30,8 @@ def symbolically_traced(model: nn.Module, sample: Tensor | None = None) -> Graph
 
 
 def _symbolically_traced(model: nn.Module, tracer: Tracer) -> GraphModule:
-    with factories_seen():
+    # While it traces, torch's modules and functions are others: one thread at a time.
+    with _tracing, factories_seen():
         graph = tracer.trace(model, _defaults(model))
     _drop_optional(graph)
     _drop_checks(graph)

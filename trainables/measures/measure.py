@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.measures.described import KNOWN
 from slimfront.trainables.measures.latency import Latency, time_networks
+from slimfront.trainables.sparsifiers.base import is_own_layer
 from slimfront.trainables.structure.attention import split_attention
 from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.structure.tracing.trace import trace
@@ -45,7 +46,8 @@ def measure(network: nn.Module, inputs: Tensor) -> dict[str, float]:
 
     Returns:
         `params`: entries of all parameters; `nonzero_params`: those that are not exactly 0;
-        `layers`: linear and convolutional layers, the four projections of attention among them;
+        `layers`: linear and convolutional layers, the four projections of attention among them,
+            and layers that are not of torch (see `sparsifiers.base.is_own_layer`);
         `flops`: floating-point operations for one input (a multiply-add is two, zeros count), by
             torch's counter; `bytes`: size of the saved state dict, dense, uncompressed;
         `bytes_sparse`: size of parameters and buffers, each dense, or as a bitmap and its non-zero
@@ -170,7 +172,7 @@ def _count_layers(module: nn.Module) -> int:
     parameters of its own."""
     if isinstance(module, nn.MultiheadAttention):
         return 3
-    return int(isinstance(module, _WEIGHT_LAYERS))
+    return int(isinstance(module, _WEIGHT_LAYERS) or is_own_layer(module))
 
 
 @contextmanager

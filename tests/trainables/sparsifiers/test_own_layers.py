@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import GPT2Config, GPT2Model
 from transformers.pytorch_utils import Conv1D
 
 import slimfront as sf
@@ -143,3 +144,13 @@ def test_n_of_m_leaves_them_dense_and_says_so(caplog: Any) -> None:
     assert int((network.head.weight == 0).sum()) == 16
     (said,) = [said for said in caplog.messages if "stay dense: the inputs" in said]
     assert "'own.weight', 'bare.weight', 'theirs.weight'" in said
+
+
+def test_they_are_counted_as_layers_before_and_after() -> None:
+    config = GPT2Config(
+        vocab_size=20, n_positions=16, n_embd=16, n_layer=2, n_head=2, use_cache=False
+    )
+    network = GPT2Model(config).eval()
+    tokens = torch.randint(20, (4, 8))
+    assert sf.measure(network, tokens)["layers"] == 8
+    assert sf.compact(network, tokens, output="last_hidden_state").measures["layers"] == 8

@@ -113,7 +113,10 @@ def test_one_attention_that_is_called_twice_stays_one() -> None:
     [
         ({"add_bias_kv": True}, "uses add_bias_kv or add_zero_attn"),
         ({"add_zero_attn": True}, "uses add_bias_kv or add_zero_attn"),
-        ({"mask": torch.zeros(6, 5, 7)}, r"has an attn_mask that is not a buffer \(L, S\)"),
+        (
+            {"mask": torch.zeros(6, 5, 7)},
+            r"has an attn_mask that is not \(L, S\), the same for all inputs and heads",
+        ),
         ({"reads": 1}, "has its attention weights read"),
     ],
 )

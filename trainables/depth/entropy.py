@@ -5,20 +5,25 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from slimfront.trainables.compaction.whole_layers import WholeLayer, is_activation
 from slimfront.trainables.depth.base import Criterion, Nodes, criterion, within
 from slimfront.trainables.depth.features import Features, features_at
+from slimfront.trainables.structure.graph import module_of
+from slimfront.trainables.torch_internals import function_name
+
+_OF_FEATURES = (nn.Linear, nn.LayerNorm, nn.RMSNorm)
+_FUNCTIONS_OF_FEATURES = ("linear", "addmm", "layer_norm", "rms_norm")
 
 
 @criterion("entropy")
 class Entropy(Criterion):
     """The mean entropy, in bits, of whether the input of an activation is positive: over examples
-    and places for each unit, then over the units of the layer (Liao et al. 2023, Can unstructured
-    pruning reduce the depth in deep neural networks?, arXiv 2308.06619, eq. 4). A layer without an
-    activation is not judged."""
+    and places for each unit, a channel or a feature of tokens, then over the units of the layer
+    (Liao et al. 2023, Can unstructured pruning reduce the depth in deep neural networks?, arXiv
+    2308.06619, eq. 4). A layer without an activation is not judged."""
 
     how = "the entropy of their activations"
 
@@ -31,7 +36,7 @@ class Entropy(Criterion):
             read.append(by_layer)
             nodes.update(by_layer)
         features = features_at(graph, nodes, self.batches)
-        return [_entropy(by_layer, features) for by_layer in read]
+        return [_entropy(graph, by_layer, features) for by_layer in read]
 
     def told(self, worth: float) -> str:
         """The entropy itself."""
@@ -46,16 +51,17 @@ def _read_by_activations(graph: GraphModule, layer: WholeLayer) -> list[Node]:
     return read
 
 
-def _entropy(nodes: Sequence[Node], features: Sequence[Features]) -> float:
+def _entropy(graph: GraphModule, nodes: Sequence[Node], features: Sequence[Features]) -> float:
     if not nodes:
         return math.inf
     found = []
     for node in nodes:
+        axis = _axis_of_units(graph, node)
         positive = []
         for heard in features:
             if node not in heard:
                 return math.inf
-            by_unit = _by_unit(heard[node])
+            by_unit = _by_unit(heard[node], axis)
             positive.append(by_unit > 0)
         of_all = torch.cat(positive, dim=1)
         share = of_all.double().mean(1)
@@ -65,11 +71,26 @@ def _entropy(nodes: Sequence[Node], features: Sequence[Features]) -> float:
     return float(of_units.mean())
 
 
-def _by_unit(features: Tensor) -> Tensor:
-    """(units, all else): units are the second axis of features (N, C, *places)."""
+def _axis_of_units(graph: GraphModule, node: Node) -> int:
+    """Along which axis the units of a node's features lie: the last one where a linear layer or a
+    norm of features made them, else the second, as of channels."""
+    current: Node | None = node
+    while current is not None:
+        module = module_of(graph, current)
+        name = function_name(current) if module is None else ""
+        if isinstance(module, _OF_FEATURES) or name in _FUNCTIONS_OF_FEATURES:
+            return -1
+        if module is not None and next(module.parameters(), None) is not None:
+            return 1
+        current = next(iter(current.all_input_nodes), None)
+    return 1
+
+
+def _by_unit(features: Tensor, axis: int) -> Tensor:
+    """(units, all else): units are that axis of features (N, C, *places) or (N, *places, C)."""
     if features.ndim == 1:
         return features[None]
-    return features.transpose(0, 1).flatten(1)
+    return features.movedim(axis, 0).flatten(1)
 
 
 def _bits(share: Tensor) -> Tensor:

@@ -180,3 +180,27 @@ def test_tokens_and_one_example_are_judged_too(name: str) -> None:
     made = sf.prune(network, [torch.randn(1, 5, 8)], layers=1, criterion=name)
     assert [step[1] for step in made.report.steps].count("pruned") == 1
     assert math.isfinite(sf.measure(made.network, torch.randn(1, 5, 8))["params"])
+
+
+@pytest.mark.parametrize("shape", [(64, 8), (64, 6, 8)])
+def test_the_entropy_of_tokens_is_of_their_features(shape: tuple[int, ...]) -> None:
+    """Features that are always on, or always off, are linear, and not half on at each token."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.activation, self.down = nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            made: Tensor = x + self.down(self.activation(self.up(x)))
+            return made
+
+    torch.manual_seed(0)
+    network = nn.Sequential(Block(), Block(), nn.Linear(8, 2)).eval()
+    with torch.no_grad():
+        network[0].up.bias.copy_(torch.tensor([20.0] * 4 + [-20.0] * 4))
+        network[1].up.bias.fill_(0.5)
+    made = sf.prune(network, [torch.randn(shape)], layers=1, criterion="entropy")
+    name, _, detail = made.report.steps[0]
+    assert name == "0.up"
+    assert "the entropy of its activations is 0.000 bits" in detail

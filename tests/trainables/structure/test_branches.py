@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slimfront.trainables.compaction import compact
+from slimfront.trainables.inputs import as_one
+from slimfront.trainables.models.adapted import as_called_with
 from slimfront.trainables.penalties.block import BlockSparsity
 from slimfront.trainables.structure.targets.branches import residual_branches
 from slimfront.trainables.structure.tracing.trace import trace
@@ -217,3 +219,72 @@ def test_a_layer_that_is_called_twice_ends_no_branch() -> None:
 
     network = Network(does, a=nn.Linear(16, 16), head=nn.Linear(16, 4))
     assert residual_branches(trace(network, ROWS)) == []
+
+
+class Conditioned(nn.Module):
+    """Steps, each of which adds what is made of a time: residual ones, or not."""
+
+    def __init__(self, *, residual: bool) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 8)
+        self.steps = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.times = nn.ModuleList(nn.Linear(2, 8) for _ in range(3))
+        self.embedding = nn.Linear(2, 2)
+        self.last = nn.Linear(8, 4)
+        self.residual = residual
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        x, time = self.first(x), self.embedding(time).relu()
+        for layer, of_time in zip(self.steps, self.times, strict=True):
+            if self.residual:
+                x = x + layer((x * of_time(time)).relu())
+            else:
+                x = (layer(x) + of_time(time)).relu()
+        out: Tensor = self.last(x)
+        return out
+
+
+class Towers(nn.Module):
+    """The sum of what two inputs become, of one layer and of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8))
+        self.second, self.last = nn.Linear(2, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        made: Tensor = self.last((self.first(x) + self.second(time)).relu())
+        return made
+
+
+class Placed(nn.Module):
+    """Features, to which what is made of their positions is added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.places = nn.Sequential(nn.Linear(1, 8), nn.ReLU(), nn.Linear(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(x.shape[1]).float().unsqueeze(1)
+        made: Tensor = self.last((self.first(x) + self.places(places)).relu())
+        return made
+
+
+@pytest.mark.parametrize(
+    ("network", "count"),
+    [
+        (Conditioned(residual=True), 3),
+        (Conditioned(residual=False), 0),
+        (Towers(), 0),
+        (Placed(), 0),
+    ],
+    ids=["residual", "conditioned", "towers", "places"],
+)
+def test_what_alone_looks_at_an_input_is_no_branch(network: nn.Module, count: int) -> None:
+    inputs: Any = {"x": torch.randn(6, 4), "time": torch.randn(6, 2)}
+    if isinstance(network, Placed):
+        inputs = torch.randn(6, 5, 4)
+    given = as_one(inputs)
+    graph = trace(as_called_with(network, given, None), given)
+    assert len(residual_branches(graph)) == count

@@ -1,6 +1,7 @@
 """Residual branches: what an addition adds to a shortcut, and the parameters that alone decide
 whether it adds anything."""
 
+import operator
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,7 +71,9 @@ class Branch:
 
 
 def residual_branches(graph: GraphModule) -> list[Branch]:
-    """The branches of additions whose two sides come from one node, in order of execution.
+    """The branches of additions whose two sides come from one tensor, in order of execution: not
+    those of two inputs, or of features and positions, and not one without which an input would not
+    be looked at any more.
 
     The branch is the side with more weight layers; the other one is the shortcut. From its end back
     to a layer, or to a norm with factors of its own, it must keep zeros: through dropout, moves of
@@ -78,6 +81,12 @@ def residual_branches(graph: GraphModule) -> list[Branch]:
     what lies on that way.
     """
     ends = _Ends(graph)
+    (output,) = [node for node in graph.graph.nodes if node.op == "output"]
+
+    def seen_without(addition: Node | None, branch: Node | None) -> set[Node]:
+        return _inputs_among(_computed_from(output, addition, branch))
+
+    seen = seen_without(None, None)
     found = []
     for node in graph.graph.nodes:
         if not is_addition(graph, node):
@@ -86,8 +95,8 @@ def residual_branches(graph: GraphModule) -> list[Branch]:
         if len(sides) != 2:  # x + x
             continue
         left, right = sides
-        above_left = ancestors(left)
-        above_right = ancestors(right)
+        above_left = _computed_from(left)
+        above_right = _computed_from(right)
         if above_left.isdisjoint(above_right):
             continue
         weights_left = ends.count_weights(above_left - above_right)
@@ -97,6 +106,8 @@ def residual_branches(graph: GraphModule) -> list[Branch]:
         branch, shortcut = left, right
         if weights_left < weights_right:
             branch, shortcut = right, left
+        if seen_without(node, branch) < seen:
+            continue
         within = above_left | above_right
         for end in ends.behind(branch):
             if ends.is_read_within(end, within, addition=node):
@@ -112,6 +123,52 @@ def residual_branches(graph: GraphModule) -> list[Branch]:
                 )
                 break
     return found
+
+
+def _computed_from(
+    node: Node, addition: Node | None = None, branch: Node | None = None
+) -> set[Node]:
+    """The node, and all tensors that it is computed from, without what an `addition` adds of a
+    `branch`; not those whose sizes alone are read, nor what holds several inputs."""
+    found: set[Node] = set()
+    waiting = [node]
+    while waiting:
+        reader = waiting.pop()
+        if reader in found or _holds_several(reader):
+            continue
+        found.add(reader)
+        if _is_of_sizes(reader):
+            continue
+        for source in reader.all_input_nodes:
+            if reader is not addition or source is not branch:
+                waiting.append(source)
+    return found
+
+
+def _inputs_among(nodes: set[Node]) -> set[Node]:
+    """The inputs of the network among some nodes: those of several, each by itself."""
+    found = set()
+    for node in nodes:
+        sources = node.all_input_nodes
+        if node.op == "placeholder" or any(_holds_several(source) for source in sources):
+            found.add(node)
+    return found
+
+
+def _is_of_sizes(node: Node) -> bool:
+    """Whether a node reads the shape, the type or the device of a tensor."""
+    if node.target is getattr:
+        return True
+    return function_name(node) in ("size", "dim", "numel", "sym_size", "sym_numel")
+
+
+def _holds_several(node: Node) -> bool:
+    """Whether a node is what several inputs are taken from by name."""
+    if node.op != "placeholder" or not node.users:
+        return False
+    return all(
+        user.target is operator.getitem and isinstance(user.args[1], str) for user in node.users
+    )
 
 
 class _Ends:

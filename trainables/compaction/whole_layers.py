@@ -21,6 +21,7 @@ from slimfront.trainables.structure.attention import split_attention
 from slimfront.trainables.structure.graph import Layer, calls, layers_of, only_user
 from slimfront.trainables.structure.targets.branches import residual_branches
 from slimfront.trainables.structure.tracing.trace import note_ranks
+from slimfront.trainables.torch_internals import OpOverload, function_name
 
 _ACTIVATIONS: tuple[object, ...] = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
@@ -30,6 +31,11 @@ _ACTIVATIONS: tuple[object, ...] = (
     *(F.hardtanh, F.tanh, F.sigmoid, F.softplus, F.softsign, F.hardsigmoid),
     *("relu", "relu_", "tanh", "tanh_", "sigmoid", "sigmoid_"),
 )
+_NAMES = (
+    *("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish"),
+    *("hardtanh", "tanh", "sigmoid", "softplus", "hardsigmoid"),
+)
+"""The same, as torch.export writes them."""
 _PASSED: tuple[object, ...] = (
     *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Flatten),
     *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
@@ -75,12 +81,20 @@ def whole_layers(graph: GraphModule, inputs: Tensor) -> list[WholeLayer]:
         *_inner(graph, shapes),
         *_merging(graph, shapes),
     ]
+    found = [layer for layer in found if _is_read(layer)]
     places = {node: place for place, node in enumerate(graph.graph.nodes)}
 
     def first_place(layer: WholeLayer) -> int:
         return min(places[node] for node in layer.passes)
 
     return sorted(found, key=first_place)
+
+
+def _is_read(layer: WholeLayer) -> bool:
+    """Whether anything outside a layer reads it: the last of a network may be computed for
+    nothing."""
+    passes = layer.passes
+    return any(user not in passes for node in passes for user in node.users)
 
 
 def make_apart(graph: GraphModule) -> None:
@@ -109,6 +123,8 @@ def take_out(graph: GraphModule, layer: WholeLayer, *, merging: bool = True) -> 
 
 def is_activation(graph: GraphModule, node: Node) -> bool:
     """Whether a node is an activation that works on each number alone."""
+    if isinstance(node.target, OpOverload):
+        return function_name(node) in _NAMES
     return calls(graph, node, _ACTIVATIONS)
 
 

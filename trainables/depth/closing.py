@@ -19,6 +19,7 @@ from torch.fx import GraphModule
 
 from slimfront.trainables.compaction.merging.runs import move_padding
 from slimfront.trainables.compaction.modes import traced_in_both_modes
+from slimfront.trainables.compaction.options import Compaction
 from slimfront.trainables.compaction.report import Step
 from slimfront.trainables.compaction.whole_layers import make_apart, take_out
 from slimfront.trainables.data import Dataset
@@ -77,6 +78,7 @@ class Closing:
         *,
         epochs: int,
         steps_per_epoch: int,
+        compaction: Compaction | None = None,
         agree: Agree | None = None,
     ) -> None:
         """
@@ -84,11 +86,12 @@ class Closing:
             network: as `prepared` gives it, on the device of `data`.
             latency: how times are taken, where they are to be reached.
             epochs: those of the training, at least `LEAST_EPOCHS`.
+            compaction: how the network will be made compact.
             agree: as in `Asked`.
         """
         self.network = network
         self.data = data
-        self.asked = asked_for(options, latency, at_most=True, agree=agree)
+        self.asked = asked_for(options, latency, at_most=True, compaction=compaction, agree=agree)
         self.first = max(1, round(CHOSEN * epochs))
         self.last = max(self.first + 1, round(CLOSED * epochs))
         self.steps_per_epoch = steps_per_epoch

@@ -11,6 +11,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from slimfront.trainables.compaction.modes import traced_in_both_modes
+from slimfront.trainables.compaction.options import Compaction
 from slimfront.trainables.compaction.report import Step
 from slimfront.trainables.compaction.whole_layers import WholeLayer, take_out, whole_layers
 from slimfront.trainables.depth.base import OUTPUTS, Batch, Loss, find_criterion
@@ -41,6 +42,8 @@ class Asked:
     target: Target | None = None
     latency: Latency | None = None
     """How times are taken, if the target is one."""
+    compaction: Compaction | None = None
+    """How networks are made compact that are judged by a target."""
     agree: Agree | None = None
     """What all processes of a training find layers worth, of what this one does; itself if None."""
 
@@ -136,7 +139,7 @@ def _enough(
     if asked.target is None:
         return lambda _, gone: None if gone == asked.count else ""
     inputs = batches[0].inputs
-    judge = Judge(asked.target, graph, inputs, asked.latency)
+    judge = Judge(asked.target, graph, inputs, asked.latency, asked.compaction)
 
     def missing(network: GraphModule, _gone: int) -> str | None:
         missed = judge.missed(network)

@@ -3,6 +3,7 @@
 from torch import nn
 from torch.fx import GraphModule
 
+from slimfront.trainables.compaction.options import Compaction
 from slimfront.trainables.compaction.report import Step
 from slimfront.trainables.data import Dataset
 from slimfront.trainables.depth.base import Batch
@@ -28,12 +29,18 @@ def judged_on(data: Dataset) -> list[Batch]:
 
 
 def asked_for(
-    options: Depth, latency: Latency | None, *, at_most: bool, agree: Agree | None = None
+    options: Depth,
+    latency: Latency | None,
+    *,
+    at_most: bool,
+    compaction: Compaction | None = None,
+    agree: Agree | None = None,
 ) -> Asked:
     """What a candidate's options ask for.
 
     Args:
         latency: how times are taken.
+        compaction: how the network will be made compact.
     """
     return Asked(
         count=options.layers,
@@ -42,6 +49,7 @@ def asked_for(
         exclude=options.exclude,
         target=options.target,
         latency=latency,
+        compaction=compaction,
         at_most=at_most,
         agree=agree,
     )
@@ -54,6 +62,7 @@ def shallower(
     latency: Latency | None = None,
     *,
     at_most: bool = False,
+    compaction: Compaction | None = None,
 ) -> tuple[GraphModule, list[Step]]:
     """The network without the layers that the options ask for, its batch norms taken again on
     training examples; `network` stays as it is.
@@ -63,6 +72,7 @@ def shallower(
         latency: how times are taken, where they are to be reached.
         at_most: whether fewer go where there are not so many; there may be none left of a layer
             that training has made empty.
+        compaction: how the network will be made compact.
 
     Returns:
         The network in evaluation mode, and what went by name, in the order of going.
@@ -72,7 +82,7 @@ def shallower(
             none of those that are left.
     """
     batches = judged_on(data)
-    asked = asked_for(options, latency, at_most=at_most)
+    asked = asked_for(options, latency, at_most=at_most, compaction=compaction)
     graph, steps = without_layers(network, batches, asked, data.task.loss)
     recalibrate(graph, [batch.inputs for batch in batches])
     return graph, steps

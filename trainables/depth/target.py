@@ -6,7 +6,7 @@ from typing import Self
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from slimfront.trainables.compaction import compact
+from slimfront.trainables.compaction import Compaction, compact
 from slimfront.trainables.measures.latency import Latency, time_networks
 from slimfront.trainables.measures.measure import measure
 from slimfront.trainables.options import Options
@@ -61,24 +61,31 @@ class Judge:
     """Measures networks by a target."""
 
     def __init__(
-        self, target: Target, whole: nn.Module, inputs: Tensor, latency: Latency | None
+        self,
+        target: Target,
+        whole: nn.Module,
+        inputs: Tensor,
+        latency: Latency | None,
+        compaction: Compaction | None = None,
     ) -> None:
         """
         Args:
             whole: the network with all its layers.
             inputs: (N, *input_shape), real inputs, on the device of the networks.
             latency: how times are taken.
+            compaction: how networks are made compact; the defaults if None.
         """
         self.target = target
+        self.compaction = compaction
         self.inputs = inputs
         self.latency = latency
         self.whole: nn.Module | None = None
         if target.of_time:
-            self.whole = compact(whole, inputs).network
+            self.whole = compact(whole, inputs, compaction).network
 
     def missed(self, network: nn.Module) -> list[str]:
         """What a network does not reach yet, in words; empty if it reaches all."""
-        small = compact(network, self.inputs).network
+        small = compact(network, self.inputs, self.compaction).network
         found = dict(measure(small, self.inputs))
         if self.whole is not None:
             times = time_networks([self.whole, small], self.inputs, self.latency)

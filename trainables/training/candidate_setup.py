@@ -120,6 +120,7 @@ class CandidateSetup:
             self.candidate.latency,
             epochs=self.options.epochs,
             steps_per_epoch=self.steps_per_epoch(),
+            compaction=self.candidate.compaction,
             agree=self._agreed,
         )
 

@@ -148,9 +148,15 @@ class Finishing:
     ) -> tuple[Compacted, History]:
         """The network without whole layers, refitted, and made compact then: while its batch norms
         are there, it bears the learning rates of training, and more of what went comes back."""
-        depth = self.candidate.depth
-        latency = self.candidate.latency
-        shallow, gone = shallower(model, self.data, depth, latency, at_most=True)
+        candidate = self.candidate
+        shallow, gone = shallower(
+            model,
+            self.data,
+            candidate.depth,
+            candidate.latency,
+            at_most=True,
+            compaction=candidate.compaction,
+        )
         remove_hooks(shallow)
         history = _refitted(shallow, epoch, refit)
         compacted = compact(shallow, inputs, self.candidate.compaction, self.told)

@@ -380,7 +380,13 @@ class _Rehearsal:
             check_storable(self.model, self.sample)
         model = self.model
         if candidate.depth.on:
-            model, _ = shallower(model, data, candidate.depth, candidate.latency)
+            model, _ = shallower(
+                model,
+                data,
+                candidate.depth,
+                candidate.latency,
+                compaction=candidate.compaction,
+            )
         with _naming(None, "the network cannot be made compact and kept"):
             network = compact(model, self.sample, candidate.compaction).network
             stored = store(network, candidate.model, data.input_shape, data.head, data.call)

@@ -7,11 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import ViTConfig, ViTForImageClassification
 
 import slimfront as sf
+from slimfront.trainables.compaction import Compaction, compact
 from slimfront.trainables.compaction.modes import traced_in_both_modes
 from slimfront.trainables.compaction.whole_layers import WholeLayer, whole_layers
 from slimfront.trainables.depth import CRITERIA, Batch, find_criterion
+from slimfront.trainables.depth.target import Judge, Target
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.penalties.cka import pairwise_cka
 
@@ -204,3 +207,66 @@ def test_the_entropy_of_tokens_is_of_their_features(shape: tuple[int, ...]) -> N
     name, _, detail = made.report.steps[0]
     assert name == "0.up"
     assert "the entropy of its activations is 0.000 bits" in detail
+
+
+class Wave(nn.Module):
+    """Steps whose sums are read, and whose last residual output is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv1d(1, 8, 1), nn.Conv1d(8, 1, 1)
+        self.heard = nn.ModuleList(nn.Conv1d(8, 8, 3, padding=1) for _ in range(3))
+        self.skips = nn.ModuleList(nn.Conv1d(8, 8, 1) for _ in range(3))
+        self.residuals = nn.ModuleList(nn.Conv1d(8, 8, 1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        found: Any = 0
+        for heard, skip, residual in zip(self.heard, self.skips, self.residuals, strict=True):
+            made = heard(x).tanh()
+            found = found + skip(made)
+            x = x + residual(made)
+        out: Tensor = self.last(found.relu())
+        return out
+
+
+@pytest.mark.parametrize("criterion", ["outputs", "cosine", "cka"])
+def test_what_nothing_reads_is_not_among_what_may_go(criterion: str) -> None:
+    made = sf.prune(Wave().eval(), [torch.randn(16, 1, 20)], layers=1, criterion=criterion)
+    name, action, _ = made.report.steps[0]
+    assert action == "pruned"
+    assert name in ("residuals.0", "residuals.1")
+
+
+def test_activations_of_an_exported_network_are_known() -> None:
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=8,
+        patch_size=2,
+        num_channels=1,
+    )
+    network = ViTForImageClassification(config).eval()
+    images = {"pixel_values": torch.randn(32, 1, 8, 8)}
+    made = sf.prune(network, [images], layers=1, criterion="entropy", output="logits")
+    name, _, detail = made.report.steps[0]
+    assert name.endswith("mlp.fc1")
+    assert "so that it merges into" in detail
+    assert made.measures["layers"] == sf.measure(network, images)["layers"] - 1
+
+
+def test_a_target_is_of_the_network_as_the_options_make_it_compact() -> None:
+    """A multiple keeps more channels, which a target of parameters counts."""
+    torch.manual_seed(0)
+    network = Blocks().eval()
+    with torch.no_grad():
+        for block in network.blocks:
+            block.first.weight[:3] = 0
+            block.first.bias[:3] = 0
+    as_it_is = compact(network, X).measures["params"]
+    target = Target(params=int(as_it_is))
+    assert Judge(target, network, X, None).missed(network) == []
+    assert Judge(target, network, X, None, Compaction(multiple=4)).missed(network) != []

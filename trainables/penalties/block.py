@@ -92,18 +92,22 @@ def _factors(
 ) -> dict[str, float]:
     """What λ of each branch is multiplied by; `prices` are of an entry of each parameter, by its
     name, and 1 without them."""
-    costs = {}
-    sizes = {}
+    costs: dict[str, float] = {}
+    sizes: dict[str, float] = {}
     for name, branch in groups.items():
         costs[name] = _cost(graph, within[name], prices)
         entries = sum(parameter.tensor.numel() for parameter in branch)
         sizes[name] = math.sqrt(entries)
     factors = {}
     for name in groups:
-        of_size = sizes[name] * len(sizes) / sum(sizes.values())
-        of_cost = costs[name] * len(costs) / sum(costs.values())
-        factors[name] = of_size * of_cost
+        factors[name] = _relative(sizes, name) * _relative(costs, name)
     return factors
+
+
+def _relative(numbers: Mapping[str, float], name: str) -> float:
+    """One of several numbers, relative to their mean; 1 where all are 0."""
+    total = sum(numbers.values())
+    return numbers[name] * len(numbers) / total if total else 1.0
 
 
 def _cost(graph: GraphModule, nodes: set[Node], prices: Mapping[str, float] | None) -> float:

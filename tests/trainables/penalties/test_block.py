@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 import slimfront as sf
 from slimfront.trainables.models.resnet import BasicBlock
+from slimfront.trainables.penalties.block import BlockSparsity
 
 
 class PreNorm(nn.Module):
@@ -59,3 +60,23 @@ def test_a_branch_that_was_zeroed_comes_back_where_the_loss_wants_it(kind: str) 
             norms.append(float(penalty.norm(branch)))
     assert norms[19] == 0
     assert norms[-1] > 0
+
+
+def test_branches_are_weighed_by_what_they_cost() -> None:
+    """Of two branches whose convolutions have 8 and 16 channels, at images of 8 × 8 and 4 × 4."""
+    network = nn.Sequential(BasicBlock(8, 8, 1), BasicBlock(8, 16, 2), BasicBlock(16, 16, 1))
+    images = torch.randn(2, 8, 8, 8)
+    found = {}
+    for cost in ("none", "flops", "params"):
+        active = BlockSparsity(strength=2.0, cost=cost).attach(network, images)
+        found[cost] = active.strengths(active.options)
+        assert found[cost] == [active.strength(name) for name in active.groups]
+        active.close()
+    assert found["none"] == [2.0, 2.0, 2.0]
+    # Roots of 2 · 8, 2 · 16 and 2 · 16 numbers; weights of two convolutions with their norms.
+    sizes = torch.tensor([16.0, 32.0, 32.0]).sqrt()
+    params = torch.tensor([2 * (576 + 16.0), 1152 + 2304 + 64.0, 2 * (2304 + 32.0)])
+    flops = torch.tensor([2 * 576 * 64.0, (1152 + 2304) * 16.0, 2 * 2304 * 16.0])
+    for cost, costs in (("params", params), ("flops", flops)):
+        wanted = 2 * sizes / sizes.mean() * costs / costs.mean()
+        torch.testing.assert_close(torch.tensor(found[cost]), wanted)

@@ -2,10 +2,9 @@
 positions, say. torch.fx sees what is done with tensors, and not what makes them."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import fx
@@ -20,11 +19,14 @@ _FACTORIES = (
 def factories_seen() -> Iterator[None]:
     """Within, torch's functions that make tensors are nodes of the graph where a size, a type or a
     device is one."""
-    with ExitStack() as patches:
-        for name in _FACTORIES:
-            seen = _seen(getattr(torch, name))
-            patches.enter_context(patch.object(torch, name, seen))
+    originals = {name: getattr(torch, name) for name in _FACTORIES}
+    for name, factory in originals.items():
+        setattr(torch, name, _seen(factory))
+    try:
         yield
+    finally:
+        for name, factory in originals.items():
+            setattr(torch, name, factory)
 
 
 def _seen(factory: Callable[..., Any]) -> Callable[..., Any]:

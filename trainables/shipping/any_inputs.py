@@ -111,17 +111,8 @@ def save_network(network: nn.Module | Compacted, path: Path | str, inputs: Any) 
     save(Shipped(here, None, None), given.cpu(), path, kind)
 
 
-def load_network(path: Path | str, device: str = "cpu") -> nn.Module:
-    """A network from a file that `save_network` or an export wrote, by its suffix.
-
-    Args:
-        device: where the network and its inputs are to be, such as "cuda"; files that are not
-            safetensors are for "cpu".
-
-    Raises:
-        UserError: if there is no such file, its suffix is none of ours, or it cannot be read.
-    """
-    return load(path, device)
+load_network = load
+"""Reads what `save_network` or an export wrote."""
 
 
 def measure(network: nn.Module, inputs: Any) -> dict[str, float]:

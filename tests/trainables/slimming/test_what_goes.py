@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import slimfront as sf
+from slimfront.trainables.sparsifiers.use.products import uses_in_products
 
 
 def trained(network: nn.Module, inputs: Tensor, sparsifier: dict[str, Any]) -> sf.Slimming:
@@ -130,3 +131,32 @@ def test_channels_that_stay_as_zeros_are_named(caplog: Any) -> None:
     (said,) = [said for said in caplog.messages if "fewer channels went" in said]
     assert "the compact network has 1,072" in said
     assert said.endswith("those of 'first'")
+
+
+def test_weights_in_any_memory_format_are_looked_at(caplog: Any) -> None:
+    network = standardised().to(memory_format=torch.channels_last)
+    trained(network, IMAGES, {"name": "magnitude", "sparsity": 0.5})
+    assert "do not last in '0.weight', '6.weight'" in caplog.text
+
+
+def test_what_code_multiplies_beside_sparse_matrices_is_counted() -> None:
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.register_buffer("edges", torch.eye(6).to_sparse())
+            self.weight = nn.Parameter(torch.randn(4, 16))
+            self.last = nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = (x @ self.weight).relu()
+            beside = torch.stack([torch.sparse.mm(self.edges, one) for one in x.unbind(0)])
+            made: Tensor = self.last(beside.mean(1))
+            return made
+
+    own = dict(Graph().named_parameters())
+    uses = uses_in_products(Graph(), torch.randn(5, 6, 4), {"weight": own["weight"]})
+    assert uses == {}  # of another network
+    network = Graph()
+    weight = network.weight
+    assert uses_in_products(network, torch.randn(5, 6, 4), {"weight": weight})["weight"] == 6

@@ -14,6 +14,7 @@ from slimfront.trainables.sparsifiers.base import prunable_weights
 from slimfront.trainables.sparsifiers.unit_costs import UnitCosts
 from slimfront.trainables.sparsifiers.use.products import uses_in_products
 from slimfront.trainables.structure.removable import removable_units
+from tests.trainables.slimming.test_what_goes import trained as train
 
 
 class Own(nn.Module):
@@ -109,16 +110,7 @@ def test_so_is_what_code_multiplies_by() -> None:
 
 def trained(sparsifier: dict[str, Any]) -> tuple[Mixed, sf.Slimming]:
     network = Mixed()
-    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
-    slim = sf.Slimming(network, optimizer, INPUTS, steps=12, sparsifier=sparsifier)
-    for _ in range(12):
-        loss = network(INPUTS).square().mean() + slim.loss()
-        optimizer.zero_grad()
-        loss.backward()
-        slim.before_step()
-        optimizer.step()
-        slim.after_step()
-    return network, slim
+    return network, train(network, INPUTS, sparsifier)
 
 
 def test_what_multiplies_by_a_matrix_takes_part_and_tables_and_norms_do_not() -> None:

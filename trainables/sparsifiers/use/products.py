@@ -70,6 +70,8 @@ class _Products(TorchFunctionMode):
         return found
 
 
-def _memory(tensor: Tensor) -> int:
-    """Where a tensor, and all views of it, lie."""
+def _memory(tensor: Tensor) -> int | None:
+    """Where a tensor, and all views of it, lie; None of a sparse one."""
+    if tensor.layout != torch.strided:
+        return None
     return tensor.untyped_storage().data_ptr()

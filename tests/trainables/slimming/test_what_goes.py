@@ -160,3 +160,15 @@ def test_what_code_multiplies_beside_sparse_matrices_is_counted() -> None:
     network = Graph()
     weight = network.weight
     assert uses_in_products(network, torch.randn(5, 6, 4), {"weight": weight})["weight"] == 6
+
+
+def test_a_network_that_cannot_be_copied_can_be_trained() -> None:
+    """As one that holds a lock."""
+
+    class Locked(nn.Sequential):
+        def __deepcopy__(self, _memo: Any) -> Any:
+            raise TypeError("cannot pickle '_thread.lock' object")
+
+    network = Locked(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    trained(network, torch.randn(8, 6), {"name": "magnitude", "sparsity": 0.5})
+    assert int((network[0].weight == 0).sum()) > 0

@@ -26,19 +26,24 @@ shape."""
 def not_lasting(network: nn.Module, inputs: Tensor, names: Iterable[str]) -> list[str]:
     """Those of these parameters whose zeros are no zeros any more when they are used: found by
     running a copy of which every second weight is 0. None where it cannot be run."""
-    twin = copied(network)
+    # Of any kind: whoever copies the network or runs it next says why.
+    with suppress(Exception):
+        return _not_lasting(copied(network), inputs, names)
+    return []
+
+
+@torch.no_grad()
+def _not_lasting(twin: nn.Module, inputs: Tensor, names: Iterable[str]) -> list[str]:
     weights: dict[str, Tensor] = {}
     parameters = dict(twin.named_parameters(remove_duplicate=False))
     for name in names:
         if name in parameters and parameters[name].dim() > 1:
             weights[name] = parameters[name]
+    for weight in weights.values():  # in any memory format
+        places = torch.arange(weight.numel(), device=weight.device)
+        weight.masked_fill_((places % 2 == 0).view(weight.shape), 0)
     watch = _Changed(weights)
-    with torch.no_grad():
-        for weight in weights.values():  # in any memory format
-            places = torch.arange(weight.numel(), device=weight.device)
-            weight.masked_fill_((places % 2 == 0).view(weight.shape), 0)
-    # Of any kind: whoever runs the network next says why.
-    with suppress(Exception), evaluating(twin), torch.no_grad(), watch:
+    with evaluating(twin), watch:
         twin(inputs)
     return [name for name in weights if name in watch.changed]
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 
 from torch import Tensor, nn
 
@@ -22,7 +23,9 @@ _A_FEW = 16
 
 def name_refusal(network: nn.Module, sample: Tensor) -> None:
     """Warns of a network that compaction will refuse: after the training it is too late."""
-    why = why_not_compact(network, sample[:2])
+    why = None
+    with suppress(Exception):  # of code of the user's; compaction says what it was
+        why = why_not_compact(network, sample[:2])
     if why is not None:
         log.warning("compact will refuse this network when it is trained: %s", why)
 

@@ -3,13 +3,14 @@
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from slimfront.trainables.structure.coupling.graph_of_units import units_of
 from slimfront.trainables.structure.coupling.known import Known
 from slimfront.trainables.structure.graph import ancestors, is_addition, module_of
-from slimfront.trainables.structure.targets.branches import Branch, residual_branches
+from slimfront.trainables.structure.targets.branches import Branch, keeps_shape, residual_branches
+from slimfront.trainables.structure.tracing.shapes import shapes_of
 
 
 @torch.no_grad()
@@ -85,37 +86,9 @@ def _maker(graph: GraphModule, node: Node) -> str:
 
 def _first_empty(graph: GraphModule, inputs: Tensor) -> Branch | None:
     """The first branch that adds nothing to a shortcut of its own shape."""
-    empty = []
-    for branch in residual_branches(graph):
-        if branch.is_zero(graph):
-            empty.append(branch)
+    empty = [branch for branch in residual_branches(graph) if branch.is_zero(graph)]
     if not empty:
         return None
-    shapes = Shapes(graph).of(inputs)
-    for branch in empty:
-        if shapes[branch.shortcut] == shapes[branch.addition]:
-            return branch
-    return None
-
-
-class Shapes(fx.Interpreter):
-    """Runs a graph and remembers the shapes and types that its nodes make."""
-
-    def __init__(self, graph: GraphModule) -> None:
-        super().__init__(graph)
-        self.found: dict[Node, object] = {}
-
-    def of(self, inputs: Tensor) -> dict[Node, object]:
-        """Shape and type of every node's tensor for a batch of two, if there are so many
-        `inputs`."""
-        self.run(inputs[:2].clone())
-        return self.found
-
-    def run_node(self, n: Node) -> Any:
-        """Runs one operation."""
-        made = super().run_node(n)
-        self.found[n] = None
-        if isinstance(made, Tensor):
-            shape = tuple(made.shape)
-            self.found[n] = shape, made.dtype
-        return made
+    shapes = shapes_of(graph, inputs)
+    can_go = [branch for branch in empty if keeps_shape(branch, shapes)]
+    return can_go[0] if can_go else None

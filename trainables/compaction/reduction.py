@@ -9,11 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from slimfront.trainables.compaction.attention_heads import remove_dead_heads
-from slimfront.trainables.compaction.blocks import (
-    Shapes,
-    drop_empty_branches,
-    drop_zero_summands,
-)
+from slimfront.trainables.compaction.blocks import drop_empty_branches, drop_zero_summands
 from slimfront.trainables.compaction.coupled import has_zeros, remove_coupled_channels
 from slimfront.trainables.compaction.exact import in_float64_where_it_can, type_of
 from slimfront.trainables.compaction.layers import clear_rounding, fold_batch_norms
@@ -28,6 +24,7 @@ from slimfront.trainables.structure.agreement import EXACT, Probe
 from slimfront.trainables.structure.attention import split_attention
 from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.structure.graph import layers_of
+from slimfront.trainables.structure.tracing.shapes import shapes_of
 from slimfront.trainables.structure.tracing.trace import note_ranks
 
 Removal = Literal["units", "heads", "blocks", "channels"]
@@ -169,7 +166,7 @@ def _merge_chains(network: GraphModule, inputs: Tensor) -> list[Step]:
     convolution and a projection."""
     steps: list[Step] = []
     while True:
-        run = chain(network, lambda: Shapes(network).of(inputs))
+        run = chain(network, lambda: shapes_of(network, inputs))
         if run is None:
             return steps
         for layer in run.layers[:-1]:

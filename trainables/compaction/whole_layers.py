@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx import GraphModule, Node
 
-from slimfront.trainables.compaction.blocks import Shapes
-from slimfront.trainables.compaction.merging.runs import Run, merge_run, runs
+from slimfront.trainables.compaction.merging.runs import Run, merge_run, move_padding, runs
 from slimfront.trainables.structure.attention import split_attention
 from slimfront.trainables.structure.graph import Layer, calls, layers_of, only_user
-from slimfront.trainables.structure.targets.branches import residual_branches
+from slimfront.trainables.structure.targets.branches import branches_that_can_go
+from slimfront.trainables.structure.tracing.shapes import NodeShapes, shapes_of
 from slimfront.trainables.structure.tracing.trace import note_ranks
 from slimfront.trainables.torch_internals import OpOverload, function_name
 
@@ -75,7 +75,7 @@ def whole_layers(graph: GraphModule, inputs: Tensor) -> list[WholeLayer]:
     """
     make_apart(graph)
     note_ranks(graph, inputs)
-    shapes = Shapes(graph).of(inputs)
+    shapes = shapes_of(graph, inputs)
     found = [
         *_branches(graph, shapes),
         *_inner(graph, shapes),
@@ -108,13 +108,16 @@ def make_apart(graph: GraphModule) -> None:
 
 
 def take_out(graph: GraphModule, layer: WholeLayer, *, merging: bool = True) -> None:
-    """Takes it out, in place; layers that merge are one afterwards, if they are to be."""
+    """Takes it out, in place; layers that merge are one afterwards, if they are to be, and else
+    have their padding in front, so that they can be."""
     passes = list(layer.passes.items())
     for node, source in reversed(passes):
         node.replace_all_uses_with(source)
         graph.graph.erase_node(node)
-    if merging and layer.merges is not None:
+    if layer.merges is not None and merging:
         merge_run(graph, layer.merges)
+    elif layer.merges is not None:
+        move_padding(layer.merges)
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
     graph.graph.lint()
@@ -142,14 +145,8 @@ class Without(fx.Interpreter):
         return super().run_node(n)
 
 
-Made = Mapping[Node, object]
-"""Shape and type of what each node makes."""
-
-
-def _branches(graph: GraphModule, shapes: Made) -> Iterator[WholeLayer]:
-    for branch in residual_branches(graph):
-        if shapes[branch.shortcut] != shapes[branch.addition]:
-            continue
+def _branches(graph: GraphModule, shapes: NodeShapes) -> Iterator[WholeLayer]:
+    for branch in branches_that_can_go(graph, shapes):
         yield WholeLayer(
             name=branch.name,
             what="the residual branch that ends in it",
@@ -157,7 +154,7 @@ def _branches(graph: GraphModule, shapes: Made) -> Iterator[WholeLayer]:
         )
 
 
-def _inner(graph: GraphModule, shapes: Made) -> Iterator[WholeLayer]:
+def _inner(graph: GraphModule, shapes: NodeShapes) -> Iterator[WholeLayer]:
     """Layers between activations that keep the shape."""
     for layer in layers_of(graph):
         activation = _activation_behind(graph, layer)
@@ -198,7 +195,7 @@ def _is_activated(graph: GraphModule, node: Node) -> bool:
     return is_activation(graph, node)
 
 
-def _merging(graph: GraphModule, shapes: Made) -> Iterator[WholeLayer]:
+def _merging(graph: GraphModule, shapes: NodeShapes) -> Iterator[WholeLayer]:
     """Layers that become one where the activations between them go."""
     for run in runs(graph, shapes, is_activation):
         passes = {node: node.all_input_nodes[0] for node in run.activations}

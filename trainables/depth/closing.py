@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from slimfront.trainables.compaction.merging.runs import move_padding
 from slimfront.trainables.compaction.modes import traced_in_both_modes
 from slimfront.trainables.compaction.options import Compaction
 from slimfront.trainables.compaction.report import Step
@@ -25,7 +24,7 @@ from slimfront.trainables.compaction.whole_layers import make_apart, take_out
 from slimfront.trainables.data import Dataset
 from slimfront.trainables.depth.base import ends
 from slimfront.trainables.depth.options import Depth
-from slimfront.trainables.depth.removal import Agree, worth_least
+from slimfront.trainables.depth.removal import Agree, found_again, worth_least
 from slimfront.trainables.depth.shallower import asked_for, judged_on
 from slimfront.trainables.measures.latency import Latency
 
@@ -164,13 +163,13 @@ class Closing:
         self.chosen = True
         whole = _sharing(self.network).eval()
         batches = judged_on(self.data)
-        for layer, step in worth_least(whole, batches, self.asked, self.data.task.loss):
+        loss = self.data.task.loss
+        self.gone = worth_least(whole, batches, self.asked, loss, merging=False)
+        sample = batches[0].inputs[:3]
+        for layer in found_again(whole, sample, self.gone):
             for passed, made in ends(layer):
                 self._ends.append(_End(passed.name, made.name))
-            if layer.merges is not None:
-                move_padding(layer.merges)
             take_out(whole, layer, merging=False)
-            self.gone.append(step)
 
     def _gated(self) -> GraphModule:
         """The network with a gate at each end of what was chosen."""

@@ -1,5 +1,6 @@
 """Takes whole layers out of a network, one by one: each time the one that a criterion finds worth
-least."""
+least. Where a target is met so, what need not have gone for it is put back, the last first: layers
+that are worth little may be cheap, and one that went later may be enough without them."""
 
 import logging
 import math
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from slimfront.trainables.compaction.modes import traced_in_both_modes
@@ -19,10 +20,14 @@ from slimfront.trainables.depth.target import Judge, Target
 from slimfront.trainables.errors import UserError, first_few
 from slimfront.trainables.measures.latency import Latency
 from slimfront.trainables.options import suggest
+from slimfront.trainables.structure.copying import copied
 
 log = logging.getLogger(__name__)
 
 Agree = Callable[[list[float]], list[float]]
+Enough = Callable[[GraphModule, int], str | None]
+"""Of a network and of how many layers went: None if that is enough, else what to say where no more
+can."""
 
 
 @dataclass(frozen=True)
@@ -69,19 +74,26 @@ def without_layers(
     """
     sample = batches[0].inputs[:3]
     graph = traced_in_both_modes(network, sample)
-    steps = []
-    for layer, step in worth_least(graph, batches, asked, loss):
+    steps = worth_least(graph, batches, asked, loss)
+    for layer in found_again(graph, sample, steps):
         take_out(graph, layer)
-        steps.append(step)
     return graph, steps
 
 
 @torch.no_grad()
 def worth_least(
-    graph: GraphModule, batches: Sequence[Batch], asked: Asked, loss: Loss | None
-) -> Iterator[tuple[WholeLayer, Step]]:
-    """The layers that are asked for, one by one, each with what to say of it. Whoever takes one
-    takes it out of `graph`: the next is judged in what is left.
+    graph: GraphModule,
+    batches: Sequence[Batch],
+    asked: Asked,
+    loss: Loss | None,
+    *,
+    merging: bool = True,
+) -> list[Step]:
+    """The layers that are asked for, in the order of going, each judged in what is left of the
+    network without those before it. `graph` stays as it is.
+
+    Args:
+        merging: whether layers that are to be one are one while the others are judged.
 
     Raises:
         UserError: as `without_layers`.
@@ -91,9 +103,10 @@ def worth_least(
     judge = kind(graph, batches, loss)
     enough = _enough(graph, batches, asked)
     _check_names(graph, asked)
+    left = copied(graph)
     steps: list[Step] = []
-    while (missing := enough(graph, len(steps))) is not None:
-        layers = whole_layers(graph, sample)
+    while (missing := enough(left, len(steps))) is not None:
+        layers = whole_layers(left, sample)
         found = [layer for layer in layers if layer.name not in asked.exclude]
         if not found and asked.at_most:
             log.warning(
@@ -102,10 +115,10 @@ def worth_least(
                 len(steps),
                 missing,
             )
-            return
+            return steps
         if not found:
             raise UserError(f"{asked.words}: {_not_enough(steps)}{missing}")
-        worth = judge.worth(graph, found)
+        worth = judge.worth(left, found)
         if asked.agree is not None:
             worth = asked.agree(worth)
         least = min(worth)
@@ -114,9 +127,45 @@ def worth_least(
         chosen = found[worth.index(least)]
         step: Step = (chosen.name, "pruned", f"{chosen.what}: {judge.told(least)}")
         steps.append(step)
-        yield chosen, step
+        take_out(left, chosen, merging=merging)
     if not steps:
         log.warning("%s: no layer goes, since the network meets it as it is", asked.words)
+    if asked.target is not None:
+        return _needed(graph, sample, steps, enough, merging=merging)
+    return steps
+
+
+def found_again(graph: GraphModule, sample: Tensor, steps: Sequence[Step]) -> Iterator[WholeLayer]:
+    """The layers of these steps in `graph`, one by one: whoever takes one takes it out, and the
+    next is looked for in what is left.
+
+    Raises:
+        LookupError: if there is none such: it was what those before it have left.
+    """
+    for name, _, detail in steps:
+        for layer in whole_layers(graph, sample):
+            if layer.name == name and detail.startswith(f"{layer.what}: "):
+                yield layer
+                break
+        else:
+            raise LookupError(name)
+
+
+def _needed(
+    graph: GraphModule, sample: Tensor, steps: list[Step], enough: Enough, *, merging: bool
+) -> list[Step]:
+    """These steps without those that a target is met without. The last of them it is not."""
+    for step in reversed(steps[:-1]):
+        fewer = [other for other in steps if other is not step]
+        left = copied(graph)
+        try:
+            for layer in found_again(left, sample, fewer):
+                take_out(left, layer, merging=merging)
+        except LookupError:
+            continue
+        if enough(left, len(fewer)) is None:
+            steps = fewer
+    return steps
 
 
 def _check_names(graph: GraphModule, asked: Asked) -> None:
@@ -131,11 +180,7 @@ def _check_names(graph: GraphModule, asked: Asked) -> None:
             )
 
 
-def _enough(
-    graph: GraphModule, batches: Sequence[Batch], asked: Asked
-) -> Callable[[GraphModule, int], str | None]:
-    """A function of a network and of how many layers went: None if that is enough, else what to say
-    where no more can."""
+def _enough(graph: GraphModule, batches: Sequence[Batch], asked: Asked) -> Enough:
     if asked.target is None:
         return lambda _, gone: None if gone == asked.count else ""
     inputs = batches[0].inputs

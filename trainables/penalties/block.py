@@ -31,7 +31,8 @@ from slimfront.trainables.penalties.base import (
 )
 from slimfront.trainables.sparsifiers.unit_costs import uses_of_weights
 from slimfront.trainables.structure.graph import tensor_at
-from slimfront.trainables.structure.targets.branches import residual_branches
+from slimfront.trainables.structure.targets.branches import branches_that_can_go
+from slimfront.trainables.structure.tracing.shapes import shapes_of
 from slimfront.trainables.structure.tracing.trace import trace
 
 
@@ -71,7 +72,8 @@ class BlockSparsity(GroupPenalty):
         graph = trace(model, sample)
         groups = {}
         within = {}
-        for branch in residual_branches(graph):
+        shapes = shapes_of(graph, sample)
+        for branch in branches_that_can_go(graph, shapes):
             refs = [parameter_ref(model, name) for name in branch.parameters]
             groups[branch.name] = refs
             within[branch.name] = branch.nodes()

@@ -62,6 +62,28 @@ def test_a_branch_that_was_zeroed_comes_back_where_the_loss_wants_it(kind: str) 
     assert norms[-1] > 0
 
 
+class Timed(nn.Module):
+    """A residual block whose branch is told a time, of which one number is for all places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time = nn.Conv2d(8, 8, 1)
+        self.one, self.two = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.last = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        time = self.time(x.mean((2, 3), keepdim=True))
+        made: Tensor = x + self.last((self.two(self.one(x).relu()) + time).relu())
+        return made
+
+
+def test_what_is_added_to_one_number_for_all_places_is_no_branch() -> None:
+    """It could not be taken out: the sum would have no places."""
+    active = BlockSparsity(strength=2.0).attach(Timed(), torch.randn(2, 8, 6, 6))
+    assert set(active.groups) == {"last"}
+    active.close()
+
+
 def test_branches_are_weighed_by_what_they_cost() -> None:
     """Of two branches whose convolutions have 8 and 16 channels, at images of 8 × 8 and 4 × 4."""
     network = nn.Sequential(BasicBlock(8, 8, 1), BasicBlock(8, 16, 2), BasicBlock(16, 16, 1))

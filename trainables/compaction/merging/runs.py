@@ -68,7 +68,7 @@ def runs(
     multiplications than they have now, in order of execution; each has an activation that goes.
 
     Args:
-        shapes: of what each node makes, as `blocks.Shapes` gives them.
+        shapes: of what each node makes, as `shapes_of` gives them.
         is_activation: whether a node works on each number alone.
     """
     layers = {layer.node: layer for layer in layers_of(graph, grouped=True)}

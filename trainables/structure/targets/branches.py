@@ -19,6 +19,7 @@ from slimfront.trainables.structure.graph import (
     module_of,
 )
 from slimfront.trainables.structure.targets.zeros import passes_zeros
+from slimfront.trainables.structure.tracing.shapes import NodeShapes
 from slimfront.trainables.torch_internals import function_name
 
 _WEIGHTS = (
@@ -123,6 +124,17 @@ def residual_branches(graph: GraphModule) -> list[Branch]:
                 )
                 break
     return found
+
+
+def keeps_shape(branch: Branch, shapes: NodeShapes) -> bool:
+    """Whether the shortcut is what the addition makes, where the branch adds nothing: it is not
+    made larger by it, as what is added to all places of an image."""
+    return shapes[branch.shortcut] == shapes[branch.addition]
+
+
+def branches_that_can_go(graph: GraphModule, shapes: NodeShapes) -> list[Branch]:
+    """The residual branches whose shortcut can take the place of the sum."""
+    return [branch for branch in residual_branches(graph) if keeps_shape(branch, shapes)]
 
 
 def _computed_from(

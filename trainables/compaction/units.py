@@ -27,6 +27,7 @@ from slimfront.trainables.structure.graph import (
     rows,
     weight_layer,
 )
+from slimfront.trainables.structure.targets.activations import activated, is_elementwise
 
 _POOLS: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
     nn.Linear: (),  # whose units are the last axis, which a pool would mix
@@ -60,7 +61,8 @@ class _Path:
     between: tuple[Node, ...]
     modules: tuple[nn.Module | None, ...]
     """The modules that the nodes in between call."""
-    relu: bool
+    activations: tuple[Node, ...]
+    """Those of the nodes in between that are activations."""
 
     def read_weights(self) -> Tensor:
         """The reader's weights by unit read: (out, units, positions); a flatten gives a unit
@@ -121,8 +123,9 @@ def remove_dead_units(graph: GraphModule, multiple: int = 1) -> list[Removed]:
     """Removes hidden units and channels that are constant, or that nothing reads, until there are
     none; outputs stay equal.
 
-    A unit is constant if its incoming weights are all zero (output b, or ReLU(b)), or if its input
-    is non-negative, its incoming weights and bias are all ≤ 0, and a ReLU follows (output 0). It is
+    A unit is constant if its incoming weights are all zero (it gives what activations make of its
+    bias), or if its input is non-negative, its incoming weights and bias are all ≤ 0, and a ReLU
+    follows (then of 0, which the ReLU makes of such a bias). It is
     unread if its outgoing weights are zero. A constant other than 0 stays where padding lies behind
     it. A layer that would keep no unit goes as a whole if its reader can read the layer's input
     instead, with weight 0, and is not larger then; else it keeps one unit. As many more stay, with
@@ -153,15 +156,15 @@ def _one_pass(graph: GraphModule, multiple: int) -> list[Removed]:
 
 
 def _path(graph: GraphModule, node: Node, counts: Counter[object]) -> _Path | None:
-    """The way from this layer node to the layer that alone reads it, through ReLU, pooling and
-    flatten; None if another."""
+    """The way from this layer node to the layer that alone reads it, through activations, pooling
+    and flatten; None if another."""
     layer = weight_layer(graph, node)
     if layer is None:
         return None
     if counts[node.target] > 1:
         return None
     between: list[Node] = []
-    relu = False
+    activations: list[Node] = []
     current = only_user(node)
     while current is not None:
         following = weight_layer(graph, current)
@@ -178,10 +181,10 @@ def _path(graph: GraphModule, node: Node, counts: Counter[object]) -> _Path | No
                 following=following,
                 between=tuple(between),
                 modules=tuple(modules),
-                relu=relu,
+                activations=tuple(activations),
             )
-        if is_relu(graph, current):
-            relu = True
+        if is_elementwise(graph, current):
+            activations.append(current)
         elif not _passes_units_on(graph, layer, current):
             return None
         between.append(current)
@@ -239,7 +242,7 @@ def _remove(
 ) -> Removed | None:
     """Removes the units of a layer that are constant, or that its reader does not read; None if
     none goes."""
-    constant, value = _constant_units(path, input_nonnegative)
+    constant, value = _constant_units(graph, path, input_nonnegative)
     read = path.read_weights()
     is_read = _any_along(read, (0, 2))
     needed = is_read & ~constant
@@ -264,18 +267,19 @@ def _remove(
     )
 
 
-def _constant_units(path: _Path, input_nonnegative: bool) -> tuple[Tensor, Tensor]:
+def _constant_units(
+    graph: GraphModule, path: _Path, input_nonnegative: bool
+) -> tuple[Tensor, Tensor]:
     """Which units the reader sees as constants, (units,) bool, and their output, (units,)."""
     weight = path.layer.weight.flatten(1)
     bias = path.layer.bias
     if bias is None:
         bias = weight.new_zeros(len(weight))
-    constant, value = _constants(
-        weight,
-        bias,
-        relu=path.relu,
-        input_nonnegative=input_nonnegative,
-    )
+    constant = ~_any_along(weight, (1,))
+    if input_nonnegative and path.activations and is_relu(graph, path.activations[0]):
+        no_weight_above_0 = (weight <= 0).all(1)
+        constant |= no_weight_above_0 & (bias <= 0)
+    value = activated(graph, path.activations, bias)
     if path.padded():
         constant = constant & (value == 0)
     return constant, value
@@ -364,20 +368,3 @@ def _is_larger_without(layer: WeightLayer, following: WeightLayer) -> bool:
     of_both = inputs * units + units * outputs
     without = inputs * outputs
     return without > of_both
-
-
-def _constants(
-    weight: Tensor, bias: Tensor, *, relu: bool, input_nonnegative: bool
-) -> tuple[Tensor, Tensor]:
-    """Which units are constant, (units,) bool, and their output, (units,); `weight` (units, in),
-    `bias` (units,)."""
-    unfed = ~_any_along(weight, (1,))
-    if not relu:
-        return unfed, bias
-    value = bias.clamp(min=0)
-    if not input_nonnegative:
-        return unfed, value
-    no_weight_above_0 = (weight <= 0).all(1)
-    silent = no_weight_above_0 & (bias <= 0)
-    value = torch.where(silent, 0, value)
-    return unfed | silent, value

@@ -18,24 +18,11 @@ from torch.fx import GraphModule, Node
 from slimfront.trainables.compaction.merging.runs import Run, merge_run, move_padding, runs
 from slimfront.trainables.structure.attention import split_attention
 from slimfront.trainables.structure.graph import Layer, calls, layers_of, only_user
+from slimfront.trainables.structure.targets.activations import is_elementwise
 from slimfront.trainables.structure.targets.branches import branches_that_can_go
 from slimfront.trainables.structure.tracing.shapes import NodeShapes, shapes_of
 from slimfront.trainables.structure.tracing.trace import note_ranks
-from slimfront.trainables.torch_internals import OpOverload, function_name
 
-_ACTIVATIONS: tuple[object, ...] = (
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
-    *(nn.Hardswish, nn.Hardtanh, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Hardsigmoid),
-    *(torch.relu, torch.tanh, torch.sigmoid, torch.selu, torch.celu),
-    *(F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.hardswish),
-    *(F.hardtanh, F.tanh, F.sigmoid, F.softplus, F.softsign, F.hardsigmoid),
-    *("relu", "relu_", "tanh", "tanh_", "sigmoid", "sigmoid_"),
-)
-_NAMES = (
-    *("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish"),
-    *("hardtanh", "tanh", "sigmoid", "softplus", "hardsigmoid"),
-)
-"""The same, as torch.export writes them."""
 _PASSED: tuple[object, ...] = (
     *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Flatten),
     *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
@@ -124,13 +111,6 @@ def take_out(graph: GraphModule, layer: WholeLayer, *, merging: bool = True) -> 
     graph.recompile()
 
 
-def is_activation(graph: GraphModule, node: Node) -> bool:
-    """Whether a node is an activation that works on each number alone."""
-    if isinstance(node.target, OpOverload):
-        return function_name(node) in _NAMES
-    return calls(graph, node, _ACTIVATIONS)
-
-
 class Without(fx.Interpreter):
     """Runs a network as if something was taken out, and leaves it as it is."""
 
@@ -183,7 +163,7 @@ def _activation_behind(graph: GraphModule, layer: Layer) -> Node | None:
     reader = only_user(layer.last)
     if reader is None:
         return None
-    if not is_activation(graph, reader):
+    if not is_elementwise(graph, reader):
         return None
     return reader
 
@@ -192,12 +172,12 @@ def _is_activated(graph: GraphModule, node: Node) -> bool:
     """Whether it is what an activation gave, or pools and the like of that."""
     while calls(graph, node, _PASSED):
         node = node.all_input_nodes[0]
-    return is_activation(graph, node)
+    return is_elementwise(graph, node)
 
 
 def _merging(graph: GraphModule, shapes: NodeShapes) -> Iterator[WholeLayer]:
     """Layers that become one where the activations between them go."""
-    for run in runs(graph, shapes, is_activation):
+    for run in runs(graph, shapes, is_elementwise):
         passes = {node: node.all_input_nodes[0] for node in run.activations}
         yield WholeLayer(run.layers[0].name, _told(run), passes, merges=run)
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from slimfront.trainables.compaction.whole_layers import WholeLayer, is_activation
+from slimfront.trainables.compaction.whole_layers import WholeLayer
 from slimfront.trainables.depth.base import Criterion, Nodes, criterion, within
 from slimfront.trainables.depth.features import Features, features_at
 from slimfront.trainables.structure.graph import module_of
+from slimfront.trainables.structure.targets.activations import is_elementwise
 from slimfront.trainables.torch_internals import function_name
 
 _OF_FEATURES = (nn.Linear, nn.LayerNorm, nn.RMSNorm)
@@ -46,7 +47,7 @@ class Entropy(Criterion):
 def _read_by_activations(graph: GraphModule, layer: WholeLayer) -> list[Node]:
     read = []
     for node in within(layer):
-        if is_activation(graph, node):
+        if is_elementwise(graph, node):
             read.append(node.all_input_nodes[0])
     return read
 

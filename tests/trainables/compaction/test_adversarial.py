@@ -34,9 +34,7 @@ def test_the_comparison_sees_a_wrong_removal(monkeypatch: pytest.MonkeyPatch) ->
     from slimfront.trainables.compaction import units
     from slimfront.trainables.structure.agreement import Probe
 
-    monkeypatch.setattr(
-        units, "_constants", lambda weight, bias, **_: (~weight.any(1), bias + 1e-3)
-    )
+    monkeypatch.setattr(units, "activated", lambda _graph, _activations, bias: bias + 1e-3)
     monkeypatch.setattr(Probe, "difference", lambda *_, **__: 0.0)
     monkeypatch.setattr(sys.modules[compact.__module__], "difference_in_batches", lambda *_: 0.0)
     ends = [examine(seed) for seed in range(5)]

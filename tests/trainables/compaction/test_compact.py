@@ -16,11 +16,26 @@ from slimfront.trainables.errors import TrialFailure, UserError
 from slimfront.trainables.measures.measure import measure
 
 
-def mlp(*sizes: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Sequential:
+class Functional(nn.Module):
+    """An activation as a function with arguments of its own, and one as a method."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.softplus(x, beta=2.0).sigmoid()
+
+
+ACTIVATIONS = (nn.ReLU, nn.GELU, nn.Sigmoid, nn.Softplus, nn.Hardsigmoid, Functional)
+
+
+def mlp(
+    *sizes: int,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    activation: type[nn.Module] = nn.ReLU,
+) -> nn.Sequential:
     torch.manual_seed(seed)
     layers: list[nn.Module] = [nn.Flatten()]
     for index, (inputs, outputs) in enumerate(pairwise(sizes)):
-        layers += [nn.ReLU()] if index else []
+        layers += [activation()] if index else []
         layers += [nn.Linear(inputs, outputs)]
     return nn.Sequential(*layers).to(dtype)
 
@@ -120,6 +135,27 @@ def test_unfed_units_go_and_their_constants_move_into_the_next_bias() -> None:
     torch.testing.assert_close(linears(result.network)[1].bias, expected)
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_constants_go_through_any_activation(activation: type[nn.Module]) -> None:
+    """Most of them make something else of 0, which is what a unit without weights gives then."""
+    model = mlp(3, 4, 4, 2, activation=activation)
+    first, second, third = linears(model)
+    with torch.no_grad():
+        for unit, bias in enumerate((0.5, 0.0, -0.5)):
+            second.weight[unit] = 0
+            second.bias[unit] = bias
+        passed = activation()(torch.tensor([0.5, 0.0, -0.5], dtype=torch.float64))
+    result = compact(model, inputs_for(model))
+    assert sizes(result.network) == [(3, 4), (4, 1), (1, 2)]
+    expected = third.bias + third.weight[:, :3] @ passed
+    torch.testing.assert_close(linears(result.network)[2].bias, expected)
+    with torch.no_grad():
+        second.weight.zero_()
+    emptied = compact(model, inputs_for(model))
+    assert sizes(emptied.network) == [(3, 2)]
+    assert first.weight.any()
+
+
 def test_unread_units_go() -> None:
     model = mlp(3, 4, 2)
     with torch.no_grad():
@@ -214,10 +250,11 @@ def test_a_network_that_cannot_be_traced_is_refused_by_name() -> None:
 
 @st.composite
 def networks(draw: st.DrawFn) -> nn.Sequential:
-    """Random MLPs: some layers inactive, some weights zero."""
+    """Random MLPs: some layers inactive, some weights zero, of several activations."""
     hidden = draw(st.lists(st.integers(1, 8), min_size=1, max_size=6))
     seed = draw(st.integers(0, 10_000))
-    model = mlp(draw(st.integers(1, 6)), *hidden, draw(st.integers(1, 4)), seed=seed)
+    sizes = (draw(st.integers(1, 6)), *hidden, draw(st.integers(1, 4)))
+    model = mlp(*sizes, seed=seed, activation=draw(st.sampled_from(ACTIVATIONS)))
     for layer in linears(model):
         if draw(st.booleans()):
             make_inactive(layer)

@@ -102,7 +102,7 @@ def test_zero_channels_of_subclasses_go_and_they_can_be_stored(conv: type[nn.Con
 
 
 def test_zero_units_that_stay_are_named_with_their_number(caplog: pytest.LogCaptureFixture) -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 6), nn.Sigmoid(), nn.Linear(6, 5)).eval()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 6), nn.Softmax(-1), nn.Linear(6, 5)).eval()
     kill(model[1])
     with caplog.at_level(logging.WARNING):
         result = compact(model, images(2))

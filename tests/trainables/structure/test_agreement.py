@@ -126,9 +126,7 @@ def test_a_removal_that_is_wrong_is_undone_and_said(
 ) -> None:
     from slimfront.trainables.compaction import units
 
-    monkeypatch.setattr(
-        units, "_constants", lambda weight, bias, **_: (~weight.any(1), bias + 1e-6)
-    )
+    monkeypatch.setattr(units, "activated", lambda _graph, _activations, bias: bias + 1e-6)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 5)).eval()
     with torch.no_grad():

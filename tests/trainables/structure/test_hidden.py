@@ -18,7 +18,7 @@ def pair(activation: nn.Module) -> nn.Sequential:
     return nn.Sequential(*layers).eval()
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU(), nn.GELU(), nn.SiLU(), nn.Tanh(), nn.ReLU6()])
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.GELU(), nn.Tanh(), nn.ReLU6(), nn.Sigmoid()])
 def test_units_of_a_pair_of_linear_layers_are_zeroed_and_go(activation: nn.Module) -> None:
     network = pair(activation)
     with torch.no_grad():
@@ -35,9 +35,18 @@ def test_units_of_a_pair_of_linear_layers_are_zeroed_and_go(activation: nn.Modul
     torch.testing.assert_close(made(ROWS), outputs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("activation", [nn.Sigmoid(), nn.Softplus(), nn.Softmax(-1)])
-def test_an_activation_that_makes_something_of_zeros_hides_none(activation: nn.Module) -> None:
-    assert hidden_layers(trace(pair(activation), ROWS)) == []
+def test_what_mixes_units_hides_none() -> None:
+    assert hidden_layers(trace(pair(nn.Softmax(-1)), ROWS)) == []
+
+
+@pytest.mark.parametrize(("activation", "padding"), [(nn.Sigmoid(), 0), (nn.Softplus(), 1)])
+def test_what_makes_something_of_zeros_hides_none_in_front_of_a_convolution(
+    activation: nn.Module, padding: int
+) -> None:
+    """Padding would be 0, and what stands beside it is not."""
+    last = nn.Conv2d(8, 4, 3, padding=padding)
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), activation, last)
+    assert hidden_layers(trace(network, torch.randn(2, 3, 8, 8))) == []
 
 
 def test_units_that_a_depthwise_convolution_reads_are_left_to_the_channel_penalty() -> None:

@@ -1,5 +1,6 @@
 """The layers that layer and node penalties act on."""
 
+from torch import nn
 from torch.fx import GraphModule, Node
 
 from slimfront.trainables.structure.graph import (
@@ -12,6 +13,7 @@ from slimfront.trainables.structure.graph import (
     weight_layer,
 )
 from slimfront.trainables.structure.signs import nonnegative_nodes
+from slimfront.trainables.structure.targets.activations import is_elementwise
 from slimfront.trainables.structure.targets.zeros import is_activation, passes_units
 
 
@@ -30,7 +32,8 @@ def inner_layers(graph: GraphModule) -> list[Layer]:
 
 def hidden_layers(graph: GraphModule) -> list[Layer]:
     """Layers whose units can be removed one by one: their output goes only into a ReLU, or through
-    another activation that makes 0 of 0 into one layer that reads all of them."""
+    another activation into one layer that reads all of them, a linear one if the activation makes
+    anything else of 0."""
     counts = call_counts(graph)
     found = []
     for layer in layers_of(graph):
@@ -39,11 +42,12 @@ def hidden_layers(graph: GraphModule) -> list[Layer]:
             continue
         if is_relu(graph, after):
             found.append(layer)
-        elif is_activation(graph, after):
+        elif is_activation(graph, after) or is_elementwise(graph, after):
             reader = _reader(graph, after)
-            if reader is None or weight_layer(graph, reader) is None:
+            following = weight_layer(graph, reader)
+            if reader is None or following is None or counts[reader.target] > 1:
                 continue
-            if counts[reader.target] == 1:
+            if is_activation(graph, after) or isinstance(following, nn.Linear):
                 found.append(layer)
     return found
 

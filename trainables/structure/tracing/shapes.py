@@ -7,15 +7,19 @@ import torch
 from torch import Tensor, fx
 from torch.fx import GraphModule, Node
 
+from slimfront.trainables.tasks.evaluating import evaluating
+
 NodeShapes = Mapping[Node, tuple[tuple[int, ...], torch.dtype] | None]
 """Shape and type of the tensor that each node makes; None if it makes something else."""
 
 
 def shapes_of(graph: GraphModule, inputs: Tensor) -> NodeShapes:
-    """The shapes for a batch of two, if there are so many `inputs` (N, *input_shape)."""
+    """The shapes for a batch of two, if there are so many `inputs` (N, *input_shape); in evaluation
+    mode, so that nothing in the network changes."""
     running = _Running(graph)
     two = inputs[:2]
-    running.run(two.clone())
+    with torch.no_grad(), evaluating(graph):
+        running.run(two.clone())
     return running.found
 
 

@@ -289,7 +289,7 @@ def test_ctrl_c_exits_130_with_the_front_so_far_and_a_second_one_at_once(
         "--set",
         "search.trials=500",
         "--set",
-        "training.epochs=20",
+        "training.epochs=4",
         "--set",
         "resources.pack=1",
     ]

@@ -178,7 +178,9 @@ class NetworkTimed(OfTrial):
     epoch: int
     step: int = 0
     times: dict[str, float]
-    """By measure, such as `latency_ms`."""
+    """By measure, such as `latency_ms`; the means of several times."""
+    each: list[dict[str, float]] = []
+    """Those times, where there are several."""
 
 
 class RungReached(Event):

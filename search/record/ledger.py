@@ -141,6 +141,7 @@ class Ledger:
             case NetworkTimed():
                 network = self.find(record, event.epoch, event.step)
                 network.timed_again = event.times
+                network.each_time = event.each
 
     def _end(self, record: TrialRecord, event: TrialEnded) -> None:
         self._becomes(record, event.status, event.reason)

@@ -39,7 +39,10 @@ class MeasuredNetwork:
     """The metrics on the test split, such as `test_f1`, and standard errors of the quality, such as
     `val_f1_se`, once they were taken."""
     timed_again: Measures | None = None
-    """The measures that are times, taken in quiet when a search that recommended it was over."""
+    """The measures that are times, taken in quiet when a search that recommended it, or might have,
+    was over."""
+    each_time: list[Measures] = field(default_factory=list, repr=False)
+    """The several times that those are the means of."""
     step: int = 0
     pruned: list["MeasuredNetwork"] = field(default_factory=list, repr=False)
     source: "MeasuredNetwork | None" = field(default=None, repr=False)

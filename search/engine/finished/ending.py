@@ -3,6 +3,7 @@ recommended, in quiet."""
 
 import logging
 import math
+import statistics
 from collections.abc import Callable, Sequence
 
 import torch
@@ -72,22 +73,37 @@ def _standard_errors(network: nn.Module, data: Dataset) -> dict[str, float]:
 
 def time_again(config: Config, ledger: Ledger, write: Callable[[Event], object]) -> None:
     """Takes the times of what is recommended once more, now that nothing runs beside it, where the
-    search took them; a network that was timed so before is not again.
+    search took them; of all that may be the fastest, where that decides it, twice each, forwards
+    and backwards. A network that was timed so before is not again.
 
     What fails costs a warning and these times, not the front.
     """
-    point = ledger.front.recommended()
-    if point is None or point.timed_again is not None:
-        return
-    try:
-        times = _times(config, point)
-    except (UserError, TrialFailure) as error:
-        log.warning("%s was not timed again: %s", point.name, error)
-        return
-    if times:
-        write(
-            NetworkTimed(number=point.trial.number, epoch=point.epoch, step=point.step, times=times)
-        )
+    chosen = ledger.front.to_be_timed()
+    points = [point for point in chosen if point.timed_again is None]
+    order = [*points, *reversed(points)] if len(chosen) > 1 else points
+    taken: dict[str, list[dict[str, float]]] = {}
+    for point in order:
+        try:
+            times = _times(config, point)
+        except (UserError, TrialFailure) as error:
+            log.warning("%s was not timed again: %s", point.name, error)
+            continue
+        if times:
+            taken.setdefault(point.name, []).append(times)
+    for point in points:
+        if point.name in taken:
+            write(_timed(point, taken[point.name]))
+
+
+def _timed(point: MeasuredNetwork, each: list[dict[str, float]]) -> NetworkTimed:
+    means = {name: statistics.fmean(times[name] for times in each) for name in each[0]}
+    return NetworkTimed(
+        number=point.trial.number,
+        epoch=point.epoch,
+        step=point.step,
+        times=means,
+        each=each if len(each) > 1 else [],
+    )
 
 
 def _times(config: Config, point: MeasuredNetwork) -> dict[str, float]:

@@ -9,12 +9,16 @@ import numpy as np
 from slimfront.search.config.objectives import OBJECTIVES, Constraint, Objective, losses
 from slimfront.search.record.front.pareto import Points, hypervolume, knee
 from slimfront.search.record.front.region import Region
+from slimfront.search.record.front.ties import fastest
 from slimfront.search.record.trials import MeasuredNetwork, Measures, TrialRecord
 from slimfront.trainables.measures.latency import SPEEDS
 from slimfront.trainables.measures.measure import MEASURES
 
 _ARCHITECTURE = ("params", "layers", "flops", "bytes", "peak_activation_bytes")
 """Networks that agree in these run the same kernels on as much."""
+
+_TIMED_AT_MOST = 5
+"""So many of the fastest networks are timed again when a search is over."""
 
 Architecture = tuple[float | None, ...]
 """The values of those of a network."""
@@ -237,15 +241,32 @@ class Front:
         if not members:
             return None
         near = [point for point in members if self.region.is_near(point)]
-        if near:
-            # Of several of one size, the best: it comes first.
-            return max(near, key=self._smallness)
-        return max(members, key=self._mean_goodness)
-
-    def _smallness(self, point: MeasuredNetwork) -> float:
+        if not near:
+            return max(members, key=self._mean_goodness)
         size = self._size()
-        value = point.measures[size.name]
-        return size.goodness(value)
+        if size.name in SPEEDS:
+            near = fastest(near, size)
+            size = OBJECTIVES["nonzero_params"]
+        # Of several of one size, the best: it comes first.
+        return max(near, key=lambda point: size.goodness(point.measures[size.name]))
+
+    def to_be_timed(self) -> list[MeasuredNetwork]:
+        """What is timed again when a search is over: what is recommended; where that is so because
+        it is fast, also the fastest others that it might have been, one of each architecture."""
+        point = self.recommended()
+        if point is None:
+            return []
+        size = self._size()
+        if size.name not in SPEEDS or not self.region.is_near(point):
+            return [point]
+        by_architecture: dict[Architecture, MeasuredNetwork] = {}
+        for member in self.members():
+            if self.region.is_near(member):
+                architecture = self._architecture_of(member.measures)
+                by_architecture.setdefault(architecture, member)
+        chosen = list(by_architecture.values())
+        chosen.sort(key=lambda member: size.goodness(member.measures[size.name]), reverse=True)
+        return chosen[:_TIMED_AT_MOST]
 
     def _size(self) -> Objective:
         """The first objective that is no metric."""

@@ -21,6 +21,9 @@ from slimfront.search.tracking.store import run_route
 _GREY, _BLUE, _ORANGE, _GREEN, _RED = "#999999", "#0072b2", "#e69f00", "#009e73", "#d55e00"
 """Colours that colour-blind people tell apart (Okabe and Ito 2008)."""
 _MARGIN = 0.08
+_BELOW, _TICKS = 0.2, 4
+"""How far below the least number of an axis those stand that have none, as a share of its length,
+and in how many parts ticks divide it."""
 """Of the height of a picture, above and below what it is about."""
 
 
@@ -263,9 +266,12 @@ def _parallel(ledger: Ledger, front: list[MeasuredNetwork]) -> go.Figure:
 
 
 def _axis(label: str, values: list[Any]) -> dict[str, Any]:
-    """One axis; values that are not numbers become places on it."""
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        return {"label": label, "values": values}
+    """One axis; values that are not numbers become places on it. Of numbers that some networks do
+    not have, those stand below the others."""
+    there = [value for value in values if value is not None]
+    if there and all(isinstance(value, int | float) for value in there):
+        if bool not in map(type, there):
+            return {"label": label} | _numbers(values, min(there), max(there))
     known = sorted({str(value) for value in values})
     places = [known.index(str(value)) for value in values]
     names = [html.escape(name) for name in known]
@@ -274,6 +280,23 @@ def _axis(label: str, values: list[Any]) -> dict[str, Any]:
         "values": places,
         "tickvals": list(range(len(known))),
         "ticktext": names,
+    }
+
+
+def _numbers(values: list[Any], least: float, most: float) -> dict[str, Any]:
+    """The values of an axis of numbers, from `least` to `most`, and its ticks where some are
+    None."""
+    if None not in values:
+        return {"values": values}
+    span = (most - least) or 1.0
+    below = least - span * _BELOW
+    ticks = (
+        [least + span * step / _TICKS for step in range(_TICKS + 1)] if most > least else [least]
+    )
+    return {
+        "values": [below if value is None else value for value in values],
+        "tickvals": [below, *ticks],
+        "ticktext": ["none", *(f"{tick:.3g}" for tick in ticks)],
     }
 
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from slimfront.search.config.objectives import OBJECTIVES
 from slimfront.search.record.events import NetworkMeasured, TrialBegan, TrialEnded
 from slimfront.search.record.ledger import Ledger
-from slimfront.search.tracking.figures import front_html, front_png
+from slimfront.search.tracking.figures import _axis, front_html, front_png
 from tests.search.test_ledger import region_ledger
 
 MEASURES = {
@@ -84,3 +84,16 @@ def test_the_pictures_show_the_region_that_matters() -> None:
 def test_without_a_network_in_the_region_the_whole_front_is_shown() -> None:
     book = ledger(["val_accuracy", "nonzero_params"], dense=False)
     assert "what matters" not in front_html(book, "a search")
+
+
+def test_numbers_that_some_networks_do_not_have_are_an_axis_of_numbers() -> None:
+    """As of a value that varies only with some sparsifiers."""
+    assert _axis("some", [0.2, None, 0.6]) == {
+        "label": "some",
+        "values": [0.2, pytest.approx(0.12), 0.6],
+        "tickvals": [pytest.approx(0.12), *(pytest.approx(0.2 + 0.1 * n) for n in range(5))],
+        "ticktext": ["none", "0.2", "0.3", "0.4", "0.5", "0.6"],
+    }
+    assert _axis("one", [None, 2])["ticktext"] == ["none", "2"]
+    assert _axis("all", [1, 2]) == {"label": "all", "values": [1, 2]}
+    assert _axis("choices", ["a", True, None])["ticktext"] == ["None", "True", "a"]

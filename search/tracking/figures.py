@@ -269,9 +269,9 @@ def _axis(label: str, values: list[Any]) -> dict[str, Any]:
     """One axis; values that are not numbers become places on it. Of numbers that some networks do
     not have, those stand below the others."""
     there = [value for value in values if value is not None]
-    if there and all(isinstance(value, int | float) for value in there):
-        if bool not in map(type, there):
-            return {"label": label} | _numbers(values, min(there), max(there))
+    kinds = set(map(type, there))
+    if kinds and kinds <= {int, float}:
+        return {"label": label} | _numbers(values, min(there), max(there))
     known = sorted({str(value) for value in values})
     places = [known.index(str(value)) for value in values]
     names = [html.escape(name) for name in known]

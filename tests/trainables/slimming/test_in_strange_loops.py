@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import slimfront as sf
 from slimfront.trainables.errors import said_once
 from slimfront.trainables.models.resnet import BasicBlock
-from tests.trainables.slimming.test_slimming import INPUTS, adam, perceptron, step
+from tests.trainables.slimming.loops import INPUTS, adam, perceptron, step
 
 CKA: dict[str, Any] = {"cka": {"strength": 0.5, "every": 1}}
 CHANNELS: dict[str, Any] = {"name": "channels", "sparsity": 0.5, "every": 1}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import slimfront as sf
 from slimfront.trainables.errors import UserError
-from tests.trainables.slimming.test_slimming import INPUTS, adam, perceptron, step
+from tests.trainables.slimming.loops import INPUTS, adam, perceptron, step
 
 RELATIVE: dict[str, Any] = {"connection": {"strength": 1.0, "relative": True}}
 SPARSE: dict[str, Any] = {"name": "magnitude", "sparsity": 0.8}

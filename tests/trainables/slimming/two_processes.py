@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import nn
 
 import slimfront as sf
-from tests.trainables.slimming.test_slimming import INPUTS, TARGETS, perceptron
+from tests.trainables.slimming.loops import INPUTS, TARGETS, perceptron
 
 
 def main(rank: int, size: int, meeting: str, result: str) -> None:

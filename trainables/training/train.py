@@ -6,11 +6,13 @@ from dataclasses import replace
 import torch
 
 from slimfront.trainables.candidate import Candidate
+from slimfront.trainables.errors import said_once
 from slimfront.trainables.training.finishing import Number, Trained
 from slimfront.trainables.training.own_loop import training_of
 from slimfront.trainables.training.rehearsal import rehearse
 
 
+@said_once()
 def train(
     candidate: Candidate,
     device: torch.device | str = "cpu",

@@ -35,6 +35,7 @@ ROOMS = [
     "structure",
     *("penalties", "sparsifiers", "measures"),
     *("compaction", "shipping"),
+    "reconstruction",
     "depth",
     *("training", "candidate", "messages"),
     "post_training",

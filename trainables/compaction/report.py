@@ -17,9 +17,11 @@ Action = Literal[
     "block removed",
     "zeros stay",
     "pruned",
+    "fitted",
 ]
 Step = tuple[str, Action, str]
-"""A layer, what became of it, and a detail; what was `pruned` before is told by who pruned it."""
+"""A layer, what became of it, and a detail; what was `pruned` and `fitted`
+before is told by who did."""
 
 
 @dataclass(frozen=True)

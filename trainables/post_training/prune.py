@@ -1,13 +1,15 @@
 """`slimfront.prune`: a trained network, smaller, without training."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from slimfront.trainables.compaction import Compacted, Compaction, compact
+from slimfront.trainables.compaction.report import Step
 from slimfront.trainables.depth import OUTPUTS, Batch, Loss, find_criterion
 from slimfront.trainables.depth.batch_norms import recalibrate as take_again
 from slimfront.trainables.depth.removal import Asked, without_layers
@@ -23,8 +25,14 @@ from slimfront.trainables.post_training.batches import (
     sample_of,
 )
 from slimfront.trainables.post_training.scores import zero_channels, zero_weights
+from slimfront.trainables.reconstruction import reconstruct
 from slimfront.trainables.shipping.shipped import ByArguments
 from slimfront.trainables.structure.copying import copied
+
+_FEWEST = 16
+"""Fitted to fewer examples, a network may well get worse."""
+
+log = logging.getLogger(__name__)
 
 
 def prune(
@@ -38,13 +46,15 @@ def prune(
     loss: Loss | None = None,
     output: str | int | None = None,
     exclude: Sequence[str] = (),
-    recalibrate: bool = True,
+    fit: bool = True,
+    recalibrate: bool | None = None,
     compaction: Compaction | Mapping[str, Any] | None = None,
 ) -> Compacted:
     """Makes a trained network smaller without training it; `network` is left as it is.
 
-    What is worth least on the batches goes, and compaction takes it out. One of `channels`,
-    `weights` and `layers` says what:
+    What is worth least on the batches goes, what is left is fitted to what the whole network
+    computes, and compaction takes out what is zero. One of `channels`, `weights` and `layers` says
+    what goes:
 
     Args:
         network: a trained network, which torch.fx can trace, or torch.export.
@@ -67,8 +77,11 @@ def prune(
         output: which of several outputs counts, is given to `loss`, and is what the smaller network
             returns: a key, an attribute or a place; None: all of them.
         exclude: names of layers that stay.
+        fit: whether the weights that are left are changed so that each linear and convolutional
+            layer gives, of what it sees now, what it gave before, by least squares: see
+            `reconstruction.reconstruct`. It needs no targets. Fewer examples than 16 are too few.
         recalibrate: whether the statistics of batch norms are taken again on the batches, after
-            pruning and before compaction.
+            pruning and before compaction; None: where no layer was fitted.
         compaction: how it is made compact, as in a config; the defaults if None. `{"enabled":
             False}` leaves that out: a network without some of its `layers` keeps its batch norms
             then, so that it can be trained further as before, and made compact afterwards.
@@ -96,6 +109,7 @@ def prune(
         None if loss is None else _explained(loss),
         criterion=criterion,
         exclude=tuple(exclude),
+        fit=fit,
         recalibrate=recalibrate,
         compaction=compaction,
     )
@@ -139,7 +153,8 @@ def pruned(
     *,
     criterion: str | None = None,
     exclude: tuple[str, ...] = (),
-    recalibrate: bool = True,
+    fit: bool = True,
+    recalibrate: bool | None = None,
     compaction: Compaction | None = None,
 ) -> Compacted:
     """The same of a network of one argument, in evaluation mode, whose weights this changes.
@@ -154,6 +169,7 @@ def pruned(
         # Taylor importance needs gradients of frozen ones too.
         parameter.requires_grad_(parameter.is_floating_point())
     inputs = [batch.inputs for batch in batches]
+    whole = copied(network)
     smaller = network
     if amount.kind == "layers":
         smaller, steps = without_layers(
@@ -170,7 +186,24 @@ def pruned(
     else:
         zero = zero_channels if amount.kind == "channels" else zero_weights
         steps = zero(network, batches, amount, loss, exclude)
-    if recalibrate:
+    fitted = _fitted(whole, smaller, inputs) if fit else []
+    steps = [*steps, *fitted]
+    if recalibrate or (recalibrate is None and not fitted):
         take_again(smaller, inputs)
     made = compact(smaller, sample_of(batches), compaction)
     return replace(made, report=replace(made.report, steps=(*steps, *made.report.steps)))
+
+
+def _fitted(whole: nn.Module, smaller: nn.Module, inputs: Sequence[Tensor]) -> list[Step]:
+    """Fits what is left to what the whole network computes, where there are examples enough."""
+    examples = sum(len(batch) for batch in inputs)
+    if examples < _FEWEST:
+        log.warning(
+            "prune: what is left is not fitted to what the whole network computes, since there are "
+            "%s examples; give at least %s, better some hundreds, or fit=False",
+            examples,
+            _FEWEST,
+        )
+        return []
+    names = reconstruct(whole, smaller, inputs)
+    return [(name, "fitted", "to what it gave in the whole network") for name in names]

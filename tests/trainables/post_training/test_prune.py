@@ -171,13 +171,13 @@ def test_gradients_find_the_channels_that_the_loss_needs() -> None:
 
 def test_statistics_of_batch_norms_are_taken_again_unless_told_not_to(network: nn.Module) -> None:
     x = [each for each, _ in batches()]
-    fresh = sf.prune(network, x, channels=0.5)
-    kept = sf.prune(network, x, channels=0.5, recalibrate=False)
+    fresh = sf.prune(network, x, channels=0.5, fit=False)
+    kept = sf.prune(network, x, channels=0.5, fit=False, recalibrate=False)
     with torch.no_grad():
         assert not torch.allclose(fresh.network(x[0]), kept.network(x[0]))
     damaged = copy.deepcopy(network)
     damaged.bn1.running_mean += 5
-    repaired = sf.prune(damaged, x, weights=0.01)
+    repaired = sf.prune(damaged, x, weights=0.01, fit=False)
     assert accuracy(damaged) < 0.7
     assert accuracy(repaired.network) > 0.9
 
@@ -409,6 +409,8 @@ def test_few_examples_for_batch_norms_are_warned_of(caplog: pytest.LogCaptureFix
         assert not caplog.records
         sf.prune(Net().eval(), [X], channels=0.5)
     assert [record.getMessage() for record in caplog.records] == [
+        "prune: what is left is not fitted to what the whole network computes, since there are 8 "
+        "examples; give at least 16, better some hundreds, or fit=False",
         "the statistics of batch norms are taken again on 8 examples, which are few; give more, or "
-        "recalibrate=False"
+        "recalibrate=False",
     ]

@@ -9,20 +9,20 @@ from torch import Tensor, nn
 
 from slimfront.trainables.sparsifiers.base import is_own_layer
 
-_KEPT = 2**14
-"""So many rows at least are taken of what a layer sees, where there are more."""
+_ROWS, _ENTRIES = 2**14, 2**26
+"""So many rows are taken of what a layer sees, or fewer where they have so many entries."""
 _FOR_EACH = 4
-"""So many rows for each input of a layer, where that is more."""
+"""So many rows for each input of a group, where that is more."""
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A layer as a matrix: y = x Wᵀ + b."""
+    """A layer as a matrix, or one for each of its groups: y = x Wᵀ + b."""
 
     weight: Tensor
-    """(outputs, inputs)"""
+    """(groups, outputs, inputs)"""
     bias: Tensor | None
-    """(outputs,)"""
+    """(groups, outputs)"""
 
 
 def can_be_fitted(layer: nn.Module) -> bool:
@@ -31,34 +31,40 @@ def can_be_fitted(layer: nn.Module) -> bool:
     weight = own.get("weight")
     if weight is None or not weight.is_floating_point():
         return False
-    if isinstance(layer, nn.Conv1d | nn.Conv2d):
-        return layer.groups == 1
-    if isinstance(layer, nn.Linear):
+    if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):
         return True
     return is_own_layer(layer) and weight.dim() == 2
 
 
 def matrix_of(layer: nn.Module) -> Matrix:
-    """Its weight by output and input, where an input of a convolution is a channel at a place of
-    the kernel."""
+    """Its weight by group, output and input, where an input of a convolution is a channel at a
+    place of the kernel."""
     weight: Tensor = layer.weight.detach()  # type: ignore[operator]
     bias: Tensor | None = layer.bias  # type: ignore[assignment]
     if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):
         weight = weight.t()
-    return Matrix(weight.flatten(1), None if bias is None else bias.detach())
+    by_output = weight.flatten(1).unflatten(0, (groups_of(layer), -1))
+    if bias is None:
+        return Matrix(by_output, None)
+    return Matrix(by_output, bias.detach().unflatten(0, (groups_of(layer), -1)))
+
+
+def groups_of(layer: nn.Module) -> int:
+    """Of how many groups it is."""
+    return layer.groups if isinstance(layer, nn.Conv1d | nn.Conv2d) else 1
 
 
 @torch.no_grad()
 def set_matrix(layer: nn.Module, found: Matrix) -> None:
     """The other way round, in place."""
     weight: Tensor = layer.weight  # type: ignore[assignment]
-    new = found.weight
+    new = found.weight.flatten(0, 1)
     if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):
         new = new.t()
     weight.copy_(new.reshape(weight.shape))
     if found.bias is not None:
         bias: Tensor = layer.bias  # type: ignore[assignment]
-        bias.copy_(found.bias)
+        bias.copy_(found.bias.flatten())
 
 
 def axis_of_outputs(layer: nn.Module) -> int:
@@ -69,8 +75,8 @@ def axis_of_outputs(layer: nn.Module) -> int:
 
 
 def rows_of(layer: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """What a layer multiplies, (rows, inputs), and what comes out, (rows, outputs): of every place
-    of every example, or of some of them, drawn with a fixed seed.
+    """What a layer multiplies, (groups, rows, inputs), and what comes out, (groups, rows, outputs):
+    of every place of every example, or of some of them, drawn with a fixed seed.
 
     Args:
         x: what it is given.
@@ -78,14 +84,14 @@ def rows_of(layer: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """
     if not isinstance(layer, nn.Conv1d | nn.Conv2d):
         x, y = x.flatten(0, -2), y.flatten(0, -2)
-        chosen = _some(len(x), x.shape[1], x.device)
-        return x[chosen], y[chosen]
+        chosen = _some(len(x), x.shape[1], 1, x.device)
+        return x[chosen].unsqueeze(0), y[chosen].unsqueeze(0)
     is_batch = x.dim() == layer.weight.dim()
     if not is_batch:
         x, y = x.unsqueeze(0), y.unsqueeze(0)
     y = y.flatten(2).transpose(1, 2)
     places = y.shape[1]
-    chosen = _some(len(x) * places, layer.weight[0].numel(), x.device)
+    chosen = _some(len(x) * places, layer.weight[0].numel(), layer.groups, x.device)
     of_example = torch.bincount(chosen // places, minlength=len(x)).tolist()
     rows = []
     start = 0
@@ -94,12 +100,19 @@ def rows_of(layer: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             within = chosen[start : start + count] % places
             rows.append(_patches(layer, x[example : example + 1])[within])
         start += count
-    return torch.cat(rows), y.flatten(0, 1)[chosen]
+    return _by_group(layer, torch.cat(rows)), _by_group(layer, y.flatten(0, 1)[chosen])
 
 
-def _some(total: int, inputs: int, device: torch.device) -> Tensor:
+def _by_group(layer: nn.Conv1d | nn.Conv2d, rows: Tensor) -> Tensor:
+    """(rows, groups · numbers) to (groups, rows, numbers)."""
+    by_group: Tensor = rows.unflatten(1, (layer.groups, -1))
+    return by_group.transpose(0, 1)
+
+
+def _some(total: int, inputs: int, groups: int, device: torch.device) -> Tensor:
     """Places among so many rows, in order."""
-    most = max(_KEPT, _FOR_EACH * inputs)
+    fitting = min(_ROWS, _ENTRIES // (inputs * groups))
+    most = max(fitting, _FOR_EACH * inputs)
     if total <= most:
         return torch.arange(total, device=device)
     draw = torch.Generator().manual_seed(0)

@@ -9,7 +9,8 @@ in its section 3.2). It needs no targets and no gradients, and one pass through 
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from slimfront.trainables.reconstruction.layers import (
     set_matrix,
 )
 from slimfront.trainables.reconstruction.least_squares import fitted
-from slimfront.trainables.reconstruction.side_by_side import Outputs, outputs_of
+from slimfront.trainables.reconstruction.side_by_side import outputs_of
 from slimfront.trainables.tasks.evaluating import evaluating
 
 _ENTRIES = 2**28
@@ -47,39 +48,71 @@ def reconstruct(whole: nn.Module, smaller: nn.Module, batches: Sequence[Tensor])
     """
     names = _called_once(smaller, batches[0]) & _called_once(whole, batches[0])
     inputs = _looked_at(smaller, batches)
-    fit = _Fit(names)
-    handles = []
-    for name, module in smaller.named_modules():
-        if name in names:
-            handles.append(module.register_forward_hook(fit.hook(name)))
-    try:
-        with (
-            evaluating(whole),
-            evaluating(smaller),
-            outputs_of(whole, inputs.clone(), names) as outputs,
-        ):
-            fit.outputs = outputs
+    with (
+        evaluating(whole),
+        evaluating(smaller),
+        outputs_of(whole, inputs.clone(), names) as outputs,
+    ):
+        fit = _Fit(outputs.of)
+        with _hooked(smaller, names, fit.hook):
             smaller(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
     return fit.done
 
 
-class _Fit:
-    """Fits each layer when it is called."""
+class Reconstruction:
+    """Fits copies of one network in which weights were set to 0, one after another: what its layers
+    give is computed once, and kept.
 
-    def __init__(self, names: set[str]) -> None:
-        self.names = names
-        self.outputs: Outputs | None = None
+    `names` are those of the layers that it fits.
+    """
+
+    def __init__(self, network: nn.Module, inputs: Tensor) -> None:
+        """
+        Args:
+            network: in evaluation mode; it may change then.
+            inputs: (N, …), of which no more are looked at than what layers give can be kept of.
+        """
+        self.names = _called_once(network, inputs)
+        kept: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Hook:
+            def hook(_layer: nn.Module, _given: Any, made: Tensor) -> None:
+                kept[name] = made.clone()
+
+            return hook
+
+        with torch.no_grad():
+            with _hooked(network, self.names, keep):
+                network(inputs[:2])
+            entries = sum(made.numel() for made in kept.values()) // len(inputs[:2])
+            self.inputs = inputs[: max(_ENTRIES // max(entries, 1), 1)]
+            with _hooked(network, self.names, keep):
+                network(self.inputs)
+        self.kept = kept
+
+    @torch.no_grad()
+    def apply(self, network: nn.Module) -> None:
+        """Fits a copy of the network, in evaluation mode, in place."""
+        fit = _Fit(self.kept.get)
+        with _hooked(network, self.names, fit.hook):
+            network(self.inputs)
+
+
+Hook = Callable[[nn.Module, Any, Any], Tensor | None]
+
+
+class _Fit:
+    """Fits each layer when it is called, to what `wanted` gives by its name."""
+
+    def __init__(self, wanted: Callable[[str], Tensor | None]) -> None:
+        self.wanted = wanted
         self.done: list[str] = []
 
-    def hook(self, name: str) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
+    def hook(self, name: str) -> Hook:
         """Called after a layer: what it gives with its new weights."""
 
         def hook(layer: nn.Module, given: Any, made: Tensor) -> Tensor | None:
-            assert self.outputs is not None
-            wanted = self.outputs.of(name)
+            wanted = self.wanted(name)
             if wanted is None or wanted.shape != made.shape or _is_right(layer, made, wanted):
                 return None
             _fit(layer, given[0], wanted)
@@ -90,9 +123,25 @@ class _Fit:
         return hook
 
 
+@contextmanager
+def _hooked(
+    network: nn.Module, names: Collection[str], hook_of: Callable[[str], Hook]
+) -> Iterator[None]:
+    """Within, each of these layers calls a hook after it was called."""
+    handles = []
+    for name, module in network.named_modules():
+        if name in names:
+            handles.append(module.register_forward_hook(hook_of(name)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _is_right(layer: nn.Module, made: Tensor, wanted: Tensor) -> bool:
     """Whether a layer gives what is wanted, but for outputs that have no weights."""
-    has_weights = (matrix_of(layer).weight != 0).any(1)
+    has_weights = (matrix_of(layer).weight != 0).any(-1).flatten()
     axis = axis_of_outputs(layer)
     places = has_weights.nonzero().flatten()
     return torch.equal(made.index_select(axis, places), wanted.index_select(axis, places))
@@ -104,17 +153,17 @@ def _fit(layer: nn.Module, x: Tensor, wanted: Tensor) -> None:
     weight = matrix.weight
     free = weight != 0
     if matrix.bias is not None:
-        alive = free.any(1, keepdim=True)
-        weight = torch.cat([weight, matrix.bias.unsqueeze(1)], dim=1)
-        free = torch.cat([free, alive], dim=1)
-        x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
+        alive = free.any(-1, keepdim=True)
+        weight = torch.cat([weight, matrix.bias.unsqueeze(-1)], dim=-1)
+        free = torch.cat([free, alive], dim=-1)
+        x = torch.cat([x, torch.ones_like(x[..., :1])], dim=-1)
     found = fitted(x, y, weight, free)
     if not found.isfinite().all():
         return
     if matrix.bias is None:
         set_matrix(layer, Matrix(found, None))
     else:
-        set_matrix(layer, Matrix(found[:, :-1], found[:, -1]))
+        set_matrix(layer, Matrix(found[..., :-1], found[..., -1]))
 
 
 def _called_once(network: nn.Module, batch: Tensor) -> set[str]:
@@ -123,24 +172,20 @@ def _called_once(network: nn.Module, batch: Tensor) -> set[str]:
         id(parameter) for _, parameter in network.named_parameters(remove_duplicate=False)
     )
     calls: Counter[str] = Counter()
-    handles = []
 
-    def listen(name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def listen(name: str) -> Hook:
         def hook(layer: nn.Module, given: Any, made: Any) -> None:
             is_plain = len(given) == 1 and isinstance(given[0], Tensor) and isinstance(made, Tensor)
             calls[name] += 1 if is_plain and _is_matrix(layer, given[0], made) else 2
 
         return hook
 
+    names = []
     for name, module in network.named_modules():
         if can_be_fitted(module) and shared[id(module.weight)] == 1:
-            handles.append(module.register_forward_hook(listen(name)))
-    try:
-        with evaluating(network):
-            network(batch[:2])
-    finally:
-        for handle in handles:
-            handle.remove()
+            names.append(name)
+    with torch.no_grad(), evaluating(network), _hooked(network, names, listen):
+        network(batch[:2])
     return {name for name, count in calls.items() if count == 1}
 
 
@@ -148,31 +193,31 @@ def _is_matrix(layer: nn.Module, x: Tensor, made: Tensor) -> bool:
     """Whether a layer computes what its matrix says: one of a library's own may not."""
     matrix = matrix_of(layer)
     x, y = rows_of(layer, x, made)
-    if x.shape[1] != matrix.weight.shape[1] or y.shape[1] != len(matrix.weight):
+    if (y.shape[-1], x.shape[-1]) != matrix.weight.shape[1:]:
         return False
-    computed = x @ matrix.weight.t()
+    computed = x @ matrix.weight.mT
     if matrix.bias is not None:
-        computed = computed + matrix.bias
+        computed = computed + matrix.bias.unsqueeze(1)
     return torch.allclose(computed, y, rtol=1e-3, atol=1e-4)
 
 
 def _looked_at(network: nn.Module, batches: Sequence[Tensor]) -> Tensor:
     """As many examples as fit, of the size of the first."""
     first = batches[0]
+    few = first[:2]
     largest = 1
 
-    def hook(_layer: nn.Module, _given: Any, made: Any) -> None:
-        nonlocal largest
-        if isinstance(made, Tensor):
-            largest = max(largest, made.numel() // len(first[:2]))
+    def look(_name: str) -> Hook:
+        def hook(_layer: nn.Module, _given: Any, made: Any) -> None:
+            nonlocal largest
+            if isinstance(made, Tensor):
+                largest = max(largest, made.numel() // len(few))
 
-    handles = [module.register_forward_hook(hook) for module in network.modules()]
-    try:
-        with evaluating(network):
-            network(first[:2])
-    finally:
-        for handle in handles:
-            handle.remove()
+        return hook
+
+    names = [name for name, _ in network.named_modules()]
+    with evaluating(network), _hooked(network, names, look):
+        network(few)
     most = max(_ENTRIES // largest, 1)
     found = first
     for batch in batches[1:]:

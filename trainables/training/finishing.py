@@ -226,15 +226,14 @@ class Finishing:
         inputs = self._checked_inputs(self.data.validation)
         task = self.data.task
         try:
-            compacted = self._compacted(pruning, kept, inputs)
+            compacted = self._compacted(pruning.at(kept, corrected=False), inputs)
         except TrialFailure:
             return True  # found out, and told, where it is evaluated
         gain = max(self.candidate.tolerance, PRUNING_GAINS)
         at_best = task.at_best(trained.measures, gain)
         return not self.rivals.beat(task.quality, at_best, compacted.report.after)
 
-    def _compacted(self, pruning: Pruning, kept: int, inputs: Tensor) -> Compacted:
-        pruned = pruning.at(kept)
+    def _compacted(self, pruned: nn.Module, inputs: Tensor) -> Compacted:
         few = inputs[:CHECKED_AGAIN]
         return compact(pruned, few, self.candidate.compaction, self.told)
 
@@ -302,7 +301,7 @@ class Finishing:
     ) -> Trained:
         """A network pruned in one shot to so many weights, compacted, recovered and measured."""
         inputs = self._checked_inputs(self.data.validation)
-        compacted = self._compacted(pruning, kept, inputs)
+        compacted = self._compacted(pruning.at(kept), inputs)
         network = compacted.network
         report = compacted.report
         sizes: Numbers = report.after

@@ -1,9 +1,7 @@
 """One-shot pruning of a finished network: further, smaller candidates that cost no training."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from slimfront.trainables.options import Options
+from slimfront.trainables.reconstruction import Reconstruction
 from slimfront.trainables.sparsifiers.base import prunable_weights
 from slimfront.trainables.structure.agreement import pieces
 from slimfront.trainables.structure.copying import copied
@@ -31,8 +30,8 @@ class OneShot(Options):
     0 steps: none. They end early once the quality is less than half of what it was, or the error
     more than twice that. One more lies between the last one that is within `tolerance` of the
     network they are made of and the first that is not: the smallest as good that `refine` halvings
-    of what is between find. With `correct`, the outputs of each layer are brought back to the mean
-    and spread that they had. At the end of training, each is refitted for `recover` epochs, at the
+    of what is between find. With `correct`, each layer is fitted to what it gave, by least squares:
+    see `reconstruction`. At the end of training, each is refitted for `recover` epochs, at the
     learning rate `refit.lr`.
     """
 
@@ -52,7 +51,7 @@ class Pruning:
     layers it is its magnitude alone. The paper compares within each row; here all weights are
     compared, by what their scores are within their layers: see `layer_adaptive`.
 
-    Biases are kept, or corrected: see `Correction`.
+    What is left is kept as it is, or fitted to what its layers gave: see `Reconstruction`.
     """
 
     def __init__(self, network: nn.Module, inputs: Tensor, *, correct: bool = False) -> None:
@@ -68,9 +67,9 @@ class Pruning:
         """How many weights are not zero."""
         self.whole = network
         self.sparser = copied(network)
-        self.correction: Correction | None = None
+        self.correction: Reconstruction | None = None
         if correct and scores:
-            self.correction = Correction(network, inputs[:_CORRECTED_BY])
+            self.correction = Reconstruction(network, inputs)
 
     def levels(self, options: OneShot) -> list[int]:
         """How many weights each step keeps; it ends where there is nothing more to drop."""
@@ -86,9 +85,9 @@ class Pruning:
         return found
 
     @torch.no_grad()
-    def at(self, kept: int) -> nn.Module:
+    def at(self, kept: int, *, corrected: bool = True) -> nn.Module:
         """The network with the `kept` weights of the largest scores, in evaluation mode: one and
-        the same copy each time."""
+        the same copy each time. Without being `corrected` it has the same zeros."""
         last = self.ordered[kept - 1]
         least = float(last)
         for name, score in self.scores.items():
@@ -97,113 +96,13 @@ class Pruning:
             self.sparser.get_parameter(name).copy_(weights)
         if self.correction is not None:
             for name in self.correction.names:
-                bias = self.whole.get_parameter(_parameter_of(name, "bias"))
-                self.sparser.get_parameter(_parameter_of(name, "bias")).copy_(bias)
-            self.correction.apply(self.sparser)
+                for leaf, given in self.whole.get_submodule(name).named_parameters(recurse=False):
+                    parameter = _parameter_of(name, leaf)
+                    if parameter not in self.scores:
+                        self.sparser.get_parameter(parameter).copy_(given)
+            if corrected:
+                self.correction.apply(self.sparser)
         return self.sparser
-
-
-_CORRECTED_BY = 128
-"""So many training inputs show what the outputs of layers are."""
-_MOST = 4.0
-"""No output of a layer is made larger, or smaller, by more."""
-
-
-class Correction:
-    """Brings the outputs of the layers of a pruned network back to the mean and the standard
-    deviation that they had, channel by channel, from the first layer to the last: what batch norms
-    do whose statistics are taken again. Bias correction (Nagel et al. 2019, arXiv 1906.04721,
-    section 4.2) does that for the mean. Here batch norms are folded, so that weights and biases
-    take it on; what is 0 stays 0.
-
-    Layers without a bias, that are called more than once, or that share their weight, stay as they
-    are, and so do all that are neither linear nor convolutions.
-    """
-
-    def __init__(self, network: nn.Module, inputs: Tensor) -> None:
-        """`network` in evaluation mode, and `inputs` (N, *input_shape), which are run at once."""
-        self.inputs = inputs
-        self.calls: Counter[str] = Counter()
-        self.wanted: dict[str, tuple[Tensor, Tensor]] = {}
-        modules = dict(network.named_modules())
-        names = [name for name, module in modules.items() if isinstance(module, _CORRECTED)]
-        self._run(network, names, self._look)
-        self.names = []
-        users = Counter(id(modules[name].weight) for name in names)
-        for name in names:
-            layer = modules[name]
-            is_alone = self.calls[name] == 1 and users[id(layer.weight)] == 1
-            if is_alone and layer.bias is not None:
-                self.names.append(name)
-
-    def apply(self, network: nn.Module) -> None:
-        """Corrects a copy of the network in which weights were set to 0, in place."""
-        factors: dict[str, tuple[Tensor, Tensor]] = {}
-
-        def correct(name: str, outputs: Tensor, axis: int) -> Tensor:
-            factor, shift = self._correction(name, outputs, axis)
-            factors[name] = factor, shift
-            return outputs * _along(factor, outputs, axis) + _along(shift, outputs, axis)
-
-        self._run(network, self.names, correct)
-        modules = dict(network.named_modules())
-        for name, (factor, shift) in factors.items():
-            layer = modules[name]
-            rows = factor.reshape(-1, *[1] * (layer.weight.dim() - 1))
-            layer.weight.mul_(rows)
-            layer.bias.mul_(factor).add_(shift)
-
-    def _look(self, name: str, outputs: Tensor, axis: int) -> Tensor:
-        self.calls[name] += 1
-        self.wanted[name] = _moments(outputs, axis)
-        return outputs
-
-    def _correction(self, name: str, outputs: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-        """The factor and what is added then, (channels,)."""
-        mean, deviation = self.wanted[name]
-        mean_now, deviation_now = _moments(outputs, axis)
-        factor = deviation / deviation_now
-        factor = factor.nan_to_num(nan=1.0, posinf=1.0).clamp(1 / _MOST, _MOST)
-        return factor, mean - factor * mean_now
-
-    @torch.no_grad()
-    def _run(
-        self, network: nn.Module, names: Sequence[str], see: Callable[[str, Tensor, int], Tensor]
-    ) -> None:
-        """Runs a network; what each of these layers makes is what `see` makes of it, given its name
-        and the axis of its channels."""
-        modules = dict(network.named_modules())
-        handles = []
-        for name in names:
-
-            def hook(layer: nn.Module, _inputs: Any, outputs: Tensor, name: str = name) -> Tensor:
-                axis = -1 if isinstance(layer, nn.Linear) else 1
-                return see(name, outputs, axis)
-
-            handles.append(modules[name].register_forward_hook(hook))
-        try:
-            network(self.inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
-def _moments(outputs: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """The mean and the standard deviation of each channel, (channels,)."""
-    # By hand, which is as exact: torch's own takes several times as long on a CPU.
-    by_channel = outputs.movedim(axis, 0).flatten(1).contiguous()
-    first = by_channel[:, :1]
-    apart = by_channel - first  # exactly 0 where a channel is constant
-    means = apart.mean(1, keepdim=True)
-    squares = (apart - means).square()
-    return (first + means).squeeze(1), squares.mean(1).sqrt()
-
-
-def _along(values: Tensor, outputs: Tensor, axis: int) -> Tensor:
-    """Values (channels,) along the axis of the channels."""
-    shape = [1] * outputs.dim()
-    shape[axis] = -1
-    return values.reshape(shape)
 
 
 def _largest_first(scores: Iterable[Tensor]) -> Tensor:

@@ -24,9 +24,9 @@ def by_hand(x: Tensor, y: Tensor, given: Tensor, free: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", ["all", "some inputs", "each its own", "whole outputs stay"])
 @pytest.mark.parametrize("rows", [200, 5])
 def test_it_is_the_solution_of_the_normal_equations(kind: str, rows: int) -> None:
-    x = torch.randn(rows, 9).double()
+    x = torch.randn(rows, 9)
     x[:, 1] += x[:, 0]
-    y, given = torch.randn(rows, 6).double(), torch.randn(6, 9).double()
+    y, given = torch.randn(rows, 6), torch.randn(6, 9)
     free = torch.ones(6, 9, dtype=torch.bool)
     if kind == "some inputs":
         free[:, [2, 5]] = False
@@ -34,16 +34,26 @@ def test_it_is_the_solution_of_the_normal_equations(kind: str, rows: int) -> Non
         free = torch.rand(6, 9) > 0.4
     elif kind == "whole outputs stay":
         free[[0, 3]] = False
-    found = fitted(x, y, given, free)
+    found = fitted(x[None], y[None], given[None], free[None], steps=60)[0]
     torch.testing.assert_close(found, by_hand(x, y, given, free), rtol=1e-3, atol=1e-4)
     assert torch.equal(found[~free], given[~free])
 
 
+def test_groups_are_regressions_of_their_own() -> None:
+    x, y, given = torch.randn(3, 60, 4), torch.randn(3, 60, 2), torch.randn(3, 2, 4)
+    free = torch.rand(3, 2, 4) > 0.3
+    found = fitted(x, y, given, free, steps=60)
+    for group in range(3):
+        alone = by_hand(x[group], y[group], given[group], free[group])
+        torch.testing.assert_close(found[group], alone, rtol=1e-3, atol=1e-4)
+
+
 def test_an_input_that_is_always_0_keeps_its_weights() -> None:
-    x = torch.randn(50, 4)
-    x[:, 2] = 0
-    given = torch.randn(3, 4)
-    found = fitted(x, torch.randn(50, 3), given, torch.ones(3, 4, dtype=torch.bool))
-    assert torch.equal(found[:, 2], given[:, 2].double())
-    nothing = fitted(torch.zeros(9, 4), torch.randn(9, 3), given, torch.ones(3, 4).bool())
-    assert torch.equal(nothing, given.double())
+    x = torch.randn(1, 50, 4)
+    x[..., 2] = 0
+    given = torch.randn(1, 3, 4)
+    free = torch.ones(1, 3, 4, dtype=torch.bool)
+    found = fitted(x, torch.randn(1, 50, 3), given, free)
+    assert torch.equal(found[..., 2], given[..., 2])
+    nothing = fitted(torch.zeros(1, 9, 4), torch.randn(1, 9, 3), given, free)
+    assert torch.equal(nothing, given)

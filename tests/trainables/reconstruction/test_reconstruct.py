@@ -31,6 +31,8 @@ IMAGES = torch.randn(32, 3, 9, 8)
         (nn.Conv2d(3, 5, 3, padding=1, padding_mode="circular"), IMAGES),
         (nn.Conv2d(3, 5, 3, padding=2, padding_mode="reflect"), IMAGES),
         (nn.Conv2d(3, 5, 3), IMAGES[0]),
+        (nn.Conv2d(3, 6, 3, groups=3, padding=1), IMAGES),
+        (nn.Conv1d(6, 4, 3, groups=2), torch.randn(4, 6, 11)),
     ],
     ids=lambda value: str(value) if isinstance(value, nn.Module) else "",
 )
@@ -39,9 +41,9 @@ def test_a_layer_is_a_matrix_of_what_it_sees(layer: nn.Module, inputs: Tensor) -
     outputs = layer(inputs)
     matrix = matrix_of(layer)
     x, y = rows_of(layer, inputs, outputs)
-    computed = x @ matrix.weight.t()
+    computed = x @ matrix.weight.mT
     if matrix.bias is not None:
-        computed = computed + matrix.bias
+        computed = computed + matrix.bias.unsqueeze(1)
     torch.testing.assert_close(computed, y)
     assert y.numel() == outputs.numel()
 
@@ -51,13 +53,13 @@ def test_some_places_stand_for_all_of_a_large_image() -> None:
     images = torch.randn(6, 3, 80, 80)
     outputs = layer(images)
     x, y = rows_of(layer, images, outputs)
-    assert len(x) == len(y) == 2**14
-    torch.testing.assert_close(x @ matrix_of(layer).weight.t() + layer.bias, y)
+    assert x.shape[1] == y.shape[1] == 2**14
+    torch.testing.assert_close(x @ matrix_of(layer).weight.mT + layer.bias, y)
 
 
 class Net(nn.Module):
     """Activations in place, a residual addition, a layer that is called twice, one whose weight is
-    tied, and one of groups."""
+    tied, and a depthwise one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +111,7 @@ def test_layers_are_fitted_in_order_and_their_zeros_stay(whole: nn.Module) -> No
     state = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
     names = reconstruct(whole, smaller, [IMAGES[:20], IMAGES[20:]])
     # The stem sees what it saw, and what is left of it gives the same.
-    assert names == ["one", "two", "head"]
+    assert names == ["one", "two", "depthwise", "head"]
     assert torch.equal(smaller.stem.weight, before.stem.weight)
     fresh = torch.randn(32, 3, 9, 8)
     assert error(whole, smaller, fresh) < 0.5 * error(whole, before, fresh)

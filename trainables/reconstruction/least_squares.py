@@ -5,14 +5,16 @@ from torch import Tensor
 
 RIDGE = 0.03
 """How much it costs to leave the given weights, as a share of what each input weighs by itself."""
+_AT_LEAST = 0.001
+"""And of what inputs weigh on average: one that is hardly ever there would get enormous weights."""
 _STEPS = 12
 """Nobody notices whether more follow (`benchmarks.post_training`)."""
 _CLOSE = 1e-4
 
 
 def fitted(x: Tensor, y: Tensor, given: Tensor, free: Tensor, steps: int = _STEPS) -> Tensor:
-    """The weights W (outputs, inputs) that minimise ‖x Wᵀ − y‖² + RIDGE · Σ_i ‖x_i‖²‖W_i − V_i‖²,
-    with inputs i and given weights V, where they are `free`; the others stay.
+    """The weights W (outputs, inputs) that minimise ‖x Wᵀ − y‖² + Σ_i r_i ‖W_i − V_i‖² with inputs
+    i, given weights V and the `ridge_of` r, where they are `free`; the others stay.
 
     Args:
         x: (groups, rows, inputs): each group is a regression of its own.
@@ -23,7 +25,7 @@ def fitted(x: Tensor, y: Tensor, given: Tensor, free: Tensor, steps: int = _STEP
     """
     x, y, given = x.float(), y.float(), given.float()
     gram = x.mT @ x
-    ridge = RIDGE * gram.diagonal(dim1=-2, dim2=-1)
+    ridge = ridge_of(gram)
     gram = gram + ridge.diag_embed()
     missing = y - x @ given.mT
     wanted = missing.mT @ x  # of the change
@@ -35,6 +37,15 @@ def fitted(x: Tensor, y: Tensor, given: Tensor, free: Tensor, steps: int = _STEP
             wanted[0, ~some] = 0
             return given + _at_once(gram[0].double(), wanted[0].double(), of_any).float()
     return given + _by_steps(gram, scale, wanted, free, steps)
+
+
+def ridge_of(gram: Tensor) -> Tensor:
+    """What it costs to change the weights of each input, (…, inputs), by xᵀx (…, inputs, inputs);
+    0 for one that is always 0."""
+    own = gram.diagonal(dim1=-2, dim2=-1)
+    there = own > 0
+    mean = own.sum(-1, keepdim=True) / there.sum(-1, keepdim=True).clamp_min(1)
+    return torch.where(there, RIDGE * own + _AT_LEAST * mean, 0)
 
 
 def _at_once(gram: Tensor, wanted: Tensor, changes: Tensor) -> Tensor:

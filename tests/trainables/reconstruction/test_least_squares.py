@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from slimfront.trainables.reconstruction.least_squares import RIDGE, fitted
+from slimfront.trainables.reconstruction.least_squares import fitted, ridge_of
 
 
 def by_hand(x: Tensor, y: Tensor, given: Tensor, free: Tensor) -> Tensor:
     """One output after the other, by the normal equations."""
-    ridge = RIDGE * x.square().sum(0)
+    ridge = ridge_of(x.t() @ x)
     found = given.clone()
     for output in range(len(given)):
         places = free[output]
@@ -46,6 +46,15 @@ def test_groups_are_regressions_of_their_own() -> None:
     for group in range(3):
         alone = by_hand(x[group], y[group], given[group], free[group])
         torch.testing.assert_close(found[group], alone, rtol=1e-3, atol=1e-4)
+
+
+def test_an_input_that_is_hardly_ever_there_gets_no_large_weight() -> None:
+    x = torch.randn(1, 200, 5)
+    x[..., 3] = 0
+    x[:, 7, 3] = 1e-5
+    given, free = torch.randn(1, 4, 5), torch.ones(1, 4, 5, dtype=torch.bool)
+    found = fitted(x, torch.randn(1, 200, 4), given, free)
+    torch.testing.assert_close(found[..., 3], given[..., 3], rtol=0.01, atol=0.01)
 
 
 def test_an_input_that_is_always_0_keeps_its_weights() -> None:

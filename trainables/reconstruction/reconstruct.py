@@ -34,7 +34,12 @@ _ENTRIES = 2**28
 
 
 @torch.no_grad()
-def reconstruct(whole: nn.Module, smaller: nn.Module, batches: Sequence[Tensor]) -> list[str]:
+def reconstruct(
+    whole: nn.Module,
+    smaller: nn.Module,
+    batches: Sequence[Tensor],
+    stay: Collection[str] = (),
+) -> list[str]:
     """Fits the layers of `smaller`, in place, to what those of the same names give in `whole`, in
     evaluation mode. Weights that are 0 stay 0.
 
@@ -42,12 +47,14 @@ def reconstruct(whole: nn.Module, smaller: nn.Module, batches: Sequence[Tensor])
 
     Args:
         batches: inputs (N, …) of both; those of other sizes than the first are left out.
+        stay: names of parameters; layers that have one of these stay as they are.
 
     Returns:
         The names of the layers that were fitted.
     """
     names = _called_once(smaller, batches[0]) & _called_once(whole, batches[0])
     inputs = _looked_at(smaller, batches)
+    names -= {parameter.rpartition(".")[0] for parameter in stay}
     with (
         evaluating(whole),
         evaluating(smaller),

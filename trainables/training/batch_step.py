@@ -9,6 +9,8 @@ from slimfront.trainables.candidate import Candidate
 from slimfront.trainables.data import Split
 from slimfront.trainables.gpu import to_device
 from slimfront.trainables.penalties.base import StepSizes
+from slimfront.trainables.reconstruction import reconstruct
+from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.training.acceleration.compiled import Compiled, pays_back
 from slimfront.trainables.training.acceleration.layout import (
@@ -158,11 +160,13 @@ class BatchStep(CandidateSetup):
         return StepSizes(sizes)
 
     def prune_untrained(self) -> None:
-        """Has the sparsifier act at once, on the network as it is, with the gradients of the first
-        training examples."""
+        """Has the sparsifier act at once, on the network as it is, with the gradients of some
+        training examples; what is left is fitted to what the layers gave of these, but for what is
+        frozen."""
         if self.sparsifier is None:
             return
         self.clear_gradients()
+        whole = copied(self.model)
         inputs, targets = self._examples(_SEEN)
         size = self.options.batch_size
         parts = zip(inputs.split(size), targets.split(size), strict=True)
@@ -177,6 +181,7 @@ class BatchStep(CandidateSetup):
         self.acting.before_step(0)
         self.sparsifier.after_step(0)
         self.clear_gradients()
+        reconstruct(whole, self.model, [inputs], self.frozen)
 
     def clear_gradients(self) -> None:
         """As the optimiser's `zero_grad`, which takes longer than some backward passes."""

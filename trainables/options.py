@@ -6,9 +6,18 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from slimfront.trainables.errors import UserError, shorten
@@ -29,6 +38,15 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(choices) or 'none'}"
 
 
+def _is_number(field: FieldInfo) -> bool:
+    """Whether a number fits a field, and true and false do not."""
+    kinds: set[object] = {field.annotation, *get_args(field.annotation)}
+    of_literals = [value for kind in kinds for value in get_args(kind)]
+    if bool in kinds or any(isinstance(value, bool) for value in of_literals):
+        return False
+    return not kinds.isdisjoint((int, float))
+
+
 class Options(BaseModel):
     """Base of every part of a config: immutable, and refuses keys that it does not know."""
 
@@ -47,6 +65,13 @@ class Options(BaseModel):
                         {"key": str(key), "hint": hint},
                     )
         return data
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and _is_number(cls.model_fields[str(info.field_name)]):
+            raise ValueError(f"it should be a number, and it is {str(value).lower()}")
+        return value
 
     def range_of(self, name: str) -> dict[str, float | bool] | None:  # noqa: ARG002
         """The range that a search tries for one of these options where it is left to them, as

@@ -25,6 +25,7 @@ def idle(ends: Ends, candidate: MakeCandidate) -> Iterator[tuple[str, str]]:
                 f"'{name}' alone has sparsity 0 and does nothing; set sparsity in each choice: "
                 f"{{name: {name}, sparsity: 0.9}}",
             )
+    yield from _idle_momentum(ends, candidate)
     for part, acts, right in _parts(ends):
         section = f"{part}."
         inside = {}
@@ -34,6 +35,21 @@ def idle(ends: Ends, candidate: MakeCandidate) -> Iterator[tuple[str, str]]:
         if inside and not _ever(acts, inside, candidate):
             first = next(iter(inside))
             yield first, f"changes nothing, since {right}"
+
+
+def _idle_momentum(ends: Ends, candidate: MakeCandidate) -> Iterator[tuple[str, str]]:
+    """The momentum of an optimiser that has none to set. What a function of the user's trains by is
+    its own affair."""
+    path, of = "training.momentum", "training.optimizer"
+    inside = {name: ends[name] for name in (path, of) if name in ends}
+
+    def acts(made: Candidate) -> bool:
+        return made.training.optimizer == "sgd" or made.training.factory is not None
+
+    if path in inside and not _ever(acts, inside, candidate):
+        used = candidate({}).training.optimizer
+        right = f"set {of}: sgd, or let it vary"
+        yield path, f"changes nothing, since it is for sgd, and {of} is {used}; {right}"
 
 
 def _ever(acts: Acts, ends: Ends, candidate: MakeCandidate) -> bool:

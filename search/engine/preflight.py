@@ -141,13 +141,14 @@ def _say_what_is_unused(outputs: torch.Tensor, data: Dataset) -> None:
 
 
 def _say_what_is_no_number(config: Config, sizes: Mapping[str, float]) -> None:
-    """A metric that no trial may have a number for: trials without one fail."""
+    """A metric that no trial may have a number for: what has none is not on the front."""
     for name in config.objectives:
         found = sizes.get(name, 0.0)
         if not math.isfinite(found):
             log.warning(
-                "the objective %s is %s for the untrained network; a trial in which it stays so "
-                "fails, so see that the metric gives a number on the validation split",
+                "the objective %s is %s for the untrained network; a network of which it stays so "
+                "is not on the front, so see that the metric gives a number on the validation "
+                "split",
                 name,
                 found,
             )

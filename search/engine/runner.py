@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -163,7 +164,6 @@ def _run(
         retries=config.search.retries,
         relative=folder.relative,
     )
-    patience = config.search.patience
     searcher = StudySearcher(
         study=study,
         proposals=proposals,
@@ -177,7 +177,7 @@ def _run(
         on_invalid=observer.reject,
         on_repeat=observer.repeat,
         on_exhausted=lambda why: log.warning("%s", why),
-        enough=lambda: patience is not None and ledger.since_gain >= patience,
+        enough=partial(_enough, ledger, config.search.patience),
         capacity=lambda: 1 if _waits_for_baseline(session.config, ledger) else packing.capacity(),
     )
     observer.tell = searcher.tell
@@ -325,6 +325,13 @@ def _config_maker(
         ).as_config()
 
     return make
+
+
+def _enough(ledger: Ledger, patience: int | None) -> str | None:
+    """Why a search has trained enough; None while it has not."""
+    if patience is None or ledger.since_gain < patience:
+        return None
+    return f"the last {ledger.since_gain} trials gained nothing (search.patience: {patience})"
 
 
 def _checkpoint_of_baseline(ledger: Ledger) -> str:

@@ -54,7 +54,7 @@ class StudySearcher(DriverOnly, Searcher):
         trials: in all, those of earlier sessions too; repeated proposals do not count.
         earlier: what is known of earlier sessions.
         on_exhausted: called with a sentence when there are no more values to try.
-        enough: asked before each new trial: whether to ask for no more.
+        enough: asked before each new trial: why to ask for no more; None to go on.
         outside_region: by how much a network of that epoch, with these measures, misses the region
             that matters (see `Region.missed_by`): samplers prefer what does not.
         capacity: asked likewise: how many trials may be under way.
@@ -75,7 +75,7 @@ class StudySearcher(DriverOnly, Searcher):
         on_invalid: Callable[[int, dict[str, Any], str], None] | None = None,
         on_repeat: Callable[[int, dict[str, Any], int], bool] = lambda *_: True,
         on_exhausted: Callable[[str], None] = lambda _: None,
-        enough: Callable[[], bool] = lambda: False,
+        enough: Callable[[], str | None] = lambda: None,
         capacity: Callable[[], int] = lambda: sys.maxsize,
     ) -> None:
         super().__init__()
@@ -161,8 +161,12 @@ class StudySearcher(DriverOnly, Searcher):
                 return left
             self.remaining += 1
         in_a_row = 0
-        while self.remaining and not self.enough():
-            if self.proposals.exhausted:
+        while self.remaining:
+            if why := self.enough():
+                self._end(
+                    f"{why}, so that the search ends with {self.remaining} of its trials left"
+                )
+            elif self.proposals.exhausted:
                 self._end(
                     f"all {self.proposals.size} combinations of the space were tried, so that the "
                     f"search ends with {self.remaining} of its trials left; widen the space to "

@@ -55,6 +55,11 @@ NAMES = {"choices": ["magnitude", "rigl"]}
             "changes nothing, since one_shot.steps is 0",
         ),
         (
+            {"training": {"optimizer": "adam"}},
+            {"training.momentum": {"low": 0.1, "high": 0.9}},
+            "changes nothing, since it is for sgd, and training.optimizer is adam; set training.op",
+        ),
+        (
             OFF,
             {"training.seed": {"low": 0, "high": 9}},
             "space 'training.seed': would have the search pick lucky seeds",
@@ -98,6 +103,18 @@ def test_what_varies_to_no_effect_is_refused(
         ),
         (OFF, {"refit.epochs": {"low": 0, "high": 1}, "refit.lr": {"low": 0.1, "high": 0.2}}),
         ({"training": {"seed": 3}}, {"training.lr": {"low": 0.1, "high": 0.2}}),
+        ({"training": {"optimizer": "sgd"}}, {"training.momentum": {"low": 0.1, "high": 0.9}}),
+        (
+            {},
+            {
+                "training.optimizer": {"choices": ["adam", "sgd"]},
+                "training.momentum": {"low": 0.1, "high": 0.9},
+            },
+        ),
+        (
+            {"training": {"factory": "tests.trainables.loops:train"}},
+            {"training.momentum": {"low": 0.1, "high": 0.9}},
+        ),
     ],
 )
 def test_what_can_change_something_may_vary(changes: dict[str, Any], space: dict[str, Any]) -> None:

@@ -409,6 +409,32 @@ def test_a_gain_below_the_region_is_none_once_something_is_in_it() -> None:
         assert book.since_gain == (1 if number == 3 else 0), number
 
 
+def test_what_no_network_gains_by_does_not_hide_what_they_gain_otherwise() -> None:
+    """All have as many layers as the dense network, so that no hypervolume is above 0."""
+    objectives = [OBJECTIVES[name] for name in ("val_accuracy", "nonzero_params", "layers")]
+    dense = {"val_accuracy": 0.98, "nonzero_params": 1000.0, "params": 1000.0, "layers": 3.0}
+    book = Ledger(objectives, dense)
+    gains = []
+    networks = [(0.6, 300), (0.7, 400), (0.97, 600), (0.96, 300), (0.96, 290), (0.95, 400)]
+    for number, (accuracy, size) in enumerate([(0.98, 1000), *networks]):
+        trial = number - 1 if number else None
+        sizes = {"nonzero_params": size, "params": size, "layers": 3}
+        begin(book, trial)
+        book.apply(
+            NetworkMeasured(
+                number=trial,
+                epoch=1,
+                measures={"val_accuracy": accuracy} | sizes,
+                compaction=[],
+                checkpoint="c",
+            )
+        )
+        end(book, trial)
+        gains.append(book.since_gain)
+    assert book.front.hypervolume() == book.front.hypervolume_full() == 0
+    assert gains == [0, 0, 0, 0, 0, 0, 1]
+
+
 def test_the_knee_is_in_the_region() -> None:
     knee = region_ledger().front.knee()
     assert knee is not None

@@ -269,3 +269,20 @@ def test_recommended_of_those_that_are_good_enough_is_the_smallest_of_them() -> 
     result = SearchResult("s", ledger, ledger.front.members(), 0.0, "", interrupted=False)
     assert pick(as_json(result), "recommended", 0.98)["nonzero_params"] == 900
     assert pick(as_json(result), "recommended", 0.97)["nonzero_params"] == 300
+
+
+def test_smallest_is_by_the_first_objective_that_is_no_metric() -> None:
+    described = {
+        name: OBJECTIVES[name].as_plain() for name in ("val_accuracy", "params", "nonzero_params")
+    }
+    sizes = {1: (500, 90, 0.97), 2: (400, 120, 0.96), 3: (700, 80, 0.98)}
+    front = [
+        member(f"trial-00{number}", 3, accuracy, nonzero) | {"total_params": params}
+        for number, (params, nonzero, accuracy) in sizes.items()
+    ]
+    report = {"front": front, "described": described, "quality": "val_accuracy"}
+    by_params = report | {"objectives": ["val_accuracy", "params"]}
+    assert pick(by_params, "smallest")["trial"] == "trial-002"
+    assert pick(by_params, "smallest", 0.965)["trial"] == "trial-001"
+    by_nonzero = report | {"objectives": ["val_accuracy", "nonzero_params", "params"]}
+    assert pick(by_nonzero, "smallest")["trial"] == "trial-003"

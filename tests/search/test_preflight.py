@@ -159,3 +159,38 @@ def test_a_place_that_nothing_can_be_written_to_is_refused(tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="nothing can be written to /proc"):
         check_place("/proc/not/there")
+
+
+def function(trial: Any, lr: float) -> None:
+    """Of a user, which is not called before a search."""
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("training", "space", "said"),
+    [
+        ({"factory": f"{HERE}:nope"}, {}, "training factory 'tests.search.test_preflight:nope'"),
+        ({"factory": "nowhere:train"}, {}, "nowhere"),
+        ({"factory": "own.train"}, {}, "own.train"),
+        (
+            {"factory": f"{HERE}:function", "args": {"moment": 1}},
+            {},
+            r"got an unexpected keyword argument 'moment'; it is function\(trial: Any, lr: float\)",
+        ),
+        (
+            {"factory": f"{HERE}:function", "args": {"lr": 1}},
+            {"training.args.lrr": {"low": 0.1, "high": 0.2}},
+            "unexpected keyword argument 'lrr'",
+        ),
+    ],
+)
+def test_a_function_that_is_to_train_is_found_before_a_search(
+    training: dict[str, Any], space: dict[str, Any], said: str
+) -> None:
+    plain = config(10).model_dump(mode="json", exclude_unset=True)
+    own = plain | {"training": training, "space": space or {"sparsifier.sparsity": [0.1, 0.2]}}
+    if not space:
+        own["sparsifier"] = "magnitude"
+        own["space"] = {"sparsifier.sparsity": {"low": 0.1, "high": 0.2}}
+    with pytest.raises((UserError, ValueError), match=said):
+        preflight(Config.model_validate(own))

@@ -182,10 +182,18 @@ def test_constraints_are_told_and_the_sampler_knows_what_is_feasible() -> None:
 
 
 def test_no_new_trials_once_it_is_enough_but_those_left_unfinished_are_continued() -> None:
-    s = searcher(unfinished=[Unfinished(None, {}), Unfinished(7, {"x": 1})], enough=lambda: True)
+    said: list[str] = []
+    s = searcher(
+        unfinished=[Unfinished(None, {}), Unfinished(7, {"x": 1})],
+        enough=lambda: "nothing was gained",
+        on_exhausted=said.append,
+    )
+    left = s.remaining
     assert [suggested(s)["number"] for _ in range(2)] == [None, 7]
     s.on_trial_complete("any")
     assert s.suggest("any") == StudySearcher.FINISHED
+    assert s.suggest("other") == StudySearcher.FINISHED
+    assert said == [f"nothing was gained, so that the search ends with {left} of its trials left"]
 
 
 @pytest.mark.parametrize("sampler", often(sorted(SAMPLERS), *sorted(set(SAMPLERS) - {"gp"})))

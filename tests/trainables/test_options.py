@@ -1,3 +1,5 @@
+from typing import Literal
+
 import pytest
 from pydantic import Field, ValidationError
 
@@ -38,6 +40,23 @@ def test_infinite_and_nan_values_are_refused() -> None:
     for value in (float("inf"), float("nan")):
         with pytest.raises(ValidationError, match="finite"):
             Real(value=value)
+
+
+def test_truth_is_no_number() -> None:
+    class Mixed(Options):
+        epochs: int = 1
+        rate: float | None = None
+        every: int | Literal["auto"] = "auto"
+        on: bool = False
+        either: bool | int = 3
+        switch: Literal["auto", True, False] | int = "auto"
+
+    for key in ("epochs", "rate", "every"):
+        with pytest.raises(ValidationError, match="it should be a number, and it is true") as told:
+            Mixed.model_validate({key: True})
+        assert told.value.errors()[0]["loc"] == (key,)
+    made = Mixed.model_validate({"on": True, "either": True, "switch": True, "every": 2})
+    assert (made.on, made.either, made.switch, made.every) == (True, True, True, 2)
 
 
 def test_a_registry_refuses_a_name_twice(shapes: Registry[Shape]) -> None:

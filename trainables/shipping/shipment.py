@@ -1,7 +1,6 @@
 """Ships a network: writes the file, checks it in a fresh process on real inputs, measures it, and
 writes its card."""
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -158,8 +157,12 @@ def check_output(path: Path) -> None:
     folder = path.parent
     if not folder.is_dir():
         raise UserError(f"there is no directory {folder} to write {path.name} to")
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"cannot write to {folder}: permission denied")
+    try:
+        # Not by what the directory permits: of some file systems that says nothing.
+        Path(tempfile.mkdtemp(dir=folder, prefix=".slimfront-")).rmdir()
+    except OSError as error:
+        said = (error.strerror or "permission denied").lower()
+        raise UserError(f"cannot write to {folder}: {said}") from None
 
 
 def card_beside(output: Path) -> Path:

@@ -163,9 +163,7 @@ class OwnTraining(Training):
         )
         super().__init__(plain, device, ranks)
         self.asked = candidate
-        path = str(candidate.training.factory)
-        self.function: Function = import_by_path(path, "training factory")
-        _check_arguments(self.function, path, candidate.training.args)
+        self.function = function_of(candidate)
         self.threads = torch.get_num_threads()
         self.own_state: Any = None
         self.slim: Slimming | None = None
@@ -332,6 +330,15 @@ class OwnTraining(Training):
         self.own_state = state["own"]
         if state["slimming"] is not None:
             self.resumed = state["slimming"]
+
+
+def function_of(candidate: Candidate) -> Function:
+    """The user's function that trains. Raises UserError if there is none at that import path, or it
+    does not take a trial and `training.args`."""
+    path = str(candidate.training.factory)
+    function = import_by_path(path, "training factory")
+    _check_arguments(function, path, candidate.training.args)
+    return function
 
 
 def _check_arguments(function: Function, path: str, given: Mapping[str, Any]) -> None:

@@ -38,6 +38,7 @@ from slimfront.trainables.training.finishing import Finishing, measure_own
 from slimfront.trainables.training.freezing import training_mode
 from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.losses import Losses
+from slimfront.trainables.training.own_loop import function_of
 from slimfront.trainables.training.slimming.what_goes import name_what_does_not_last
 
 _SAMPLES = 16
@@ -59,6 +60,7 @@ def rehearse(candidate: Candidate, device: torch.device | str = "cpu") -> None:
         UserError: one sentence that names what cannot be done, and the module where that is known.
     """
     candidate = candidate.with_a_teacher()
+    _find_function(candidate)
     data = looked_at(candidate.data, torch.device(device), candidate.task)
     _build_and_run(candidate, data)
     # The network as the user wrote it: traced, it goes one way for all inputs.
@@ -80,6 +82,7 @@ def look_at(candidate: Candidate, device: torch.device | str = "cpu") -> None:
     Raises:
         UserError: one sentence that names what is not.
     """
+    _find_function(candidate)
     whole = candidate.with_a_teacher()
     whole = whole.model_copy(update={"depth": whole.depth.when_trained()})
     with _naming(None, "the network cannot be trained"):
@@ -88,6 +91,12 @@ def look_at(candidate: Candidate, device: torch.device | str = "cpu") -> None:
         refuse_idle_penalties(training)
     finally:
         training.close()
+
+
+def _find_function(candidate: Candidate) -> None:
+    """Raises UserError if there is no such function of the user's that trains. It is not called."""
+    if candidate.training.factory is not None:
+        function_of(candidate)
 
 
 def refuse_idle_penalties(training: Training) -> None:

@@ -17,6 +17,8 @@ from slimfront.trainables.measures.measure import MEASURES
 _ARCHITECTURE = ("params", "layers", "flops", "bytes", "peak_activation_bytes")
 """Networks that agree in these run the same kernels on as much."""
 
+_MARGIN = 0.1
+"""How much farther out than the hypervolume's the reference is by which gains are seen."""
 _TIMED_AT_MOST = 5
 """So many of the fastest networks are timed again when a search is over."""
 
@@ -216,8 +218,14 @@ class Front:
     @property
     def progress(self) -> tuple[float, float]:
         """What rises with each gain: what is gained outside the region is one only while nothing is
-        in it."""
-        return self._hypervolume.progress
+        in it. Hypervolumes whose reference lies farther out: what is as large as the dense network
+        by one objective has none else, whatever it gains by the others."""
+        farther = 1 + _MARGIN
+        within = hypervolume(self._losses, farther * self._reference)
+        if within:
+            return within, 0.0
+        everywhere = np.full(len(self.objectives), farther)
+        return 0.0, hypervolume(self._losses, everywhere)
 
     def knee(self) -> MeasuredNetwork | None:
         """The member below which quality falls fastest (see `pareto.knee`), of those in the region
@@ -294,9 +302,3 @@ class _Hypervolume:
 
     within: float = 0.0
     full: float = 0.0
-
-    @property
-    def progress(self) -> tuple[float, float]:
-        if self.within:
-            return self.within, 0.0
-        return 0.0, self.full

@@ -64,8 +64,11 @@ def pick(
             return -math.inf
         return quality.goodness(value)
 
-    def smallest_first(member: Member) -> tuple[float, float]:
-        return member["nonzero_params"], -goodness(member)
+    size = _size_of(report)
+
+    def smallest_first(member: Member) -> tuple[float, float, float]:
+        smallness = size.goodness(sizes(member)[size.name])
+        return -smallness, member["nonzero_params"], -goodness(member)
 
     def best_last(member: Member) -> tuple[float, float]:
         return goodness(member), -member["nonzero_params"]
@@ -87,6 +90,14 @@ def pick(
     if wanted in _BEST:
         return max(able, key=best_last)
     return _named(able, wanted, option)
+
+
+def _size_of(report: Report) -> Objective:
+    """What small means: the first objective that is no metric."""
+    for objective in described(report):
+        if not objective.measure.quality:
+            return objective
+    return OBJECTIVES["nonzero_params"]
 
 
 def _named(able: Sequence[Member], wanted: str, option: str) -> Member:

@@ -1,6 +1,5 @@
 """What is shipped was checked in a fresh process; what is not right leaves nothing behind."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -138,7 +137,6 @@ def test_places_that_cannot_be_written_to_are_refused_before_any_work(
     data: Dataset,
     trained: nn.Module,
     dense: nn.Module,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "there.pt2").write_text("mine")
     with pytest.raises(UserError, match=r"there\.pt2 is there already"):
@@ -146,10 +144,9 @@ def test_places_that_cannot_be_written_to_are_refused_before_any_work(
     assert (tmp_path / "there.pt2").read_text() == "mine"
     with pytest.raises(UserError, match="there is no directory"):
         ship(trained, dense, data, tmp_path / "nowhere" / "network.pt2")
-    # Tests may run as root, who may write anywhere.
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(UserError, match="permission denied"):
-        ship(trained, dense, data, tmp_path / "network.pt2")
+    # Tests may run as root, who may write nearly anywhere.
+    with pytest.raises(UserError, match="cannot write to /proc: "):
+        ship(trained, dense, data, Path("/proc/network.pt2"))
 
 
 @pytest.mark.parametrize(

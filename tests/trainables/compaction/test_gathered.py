@@ -165,3 +165,60 @@ def test_a_shape_that_is_given_as_a_whole_is_what_it_was(
         torch.testing.assert_close(made.network(other), network(other), rtol=1e-4, atol=1e-5)
     again = deserialise(serialise(made.network))
     torch.testing.assert_close(again(inputs), made.network(inputs))
+
+
+PLACES = torch.randint(0, 7, (2, 20), generator=torch.Generator().manual_seed(0))
+BEGUN: dict[str, Move] = {
+    "zeros of a shape": lambda h: torch.zeros(h.shape),
+    "full of a shape": lambda h: torch.full(h.shape, 0.0),
+    "new_zeros of a shape": lambda h: h.new_zeros(h.shape),
+    "zeros_like": torch.zeros_like,
+    "sizes one by one": lambda h: torch.zeros(h.shape[0], h.shape[1], h.shape[2]),
+    "a list": lambda h: torch.zeros([h.shape[0], 7, 12]),
+}
+
+
+class Messages(nn.Module):
+    """Messages between nodes of a graph, added up in a tensor that is made for it."""
+
+    def __init__(self, begun: Move, cell: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.begun = begun
+        self.first, self.last = nn.Linear(5, 12), nn.Linear(12, 1)
+        self.message = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 12))
+        self.cell = nn.GRUCell(12, 12) if cell else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        sources, targets = PLACES
+        sums = self.begun(h).index_add(1, targets, self.message(h[:, sources]))
+        if self.cell is None:
+            h = h + sums.tanh()
+        else:
+            n, nodes, d = h.shape
+            h = self.cell(sums.reshape(n * nodes, d), h.reshape(n * nodes, d)).view(n, nodes, d)
+        made: Tensor = self.last(h)
+        return made
+
+
+@pytest.mark.parametrize("cell", [True, False])
+@pytest.mark.parametrize("how", BEGUN)
+def test_sums_in_a_tensor_of_the_shape_of_another(how: str, cell: bool) -> None:
+    """Its size is that of what is added to it, whatever becomes of the other."""
+    network = Messages(BEGUN[how], cell).eval()
+    with torch.no_grad():
+        for layer, units in ((network.message[0], [1, 4, 9]), (network.message[2], [0, 3])):
+            layer.weight[units] = 0
+            layer.bias[units] = 0
+        if network.cell is None:
+            network.first.weight[[0, 3]] = 0
+            network.first.bias[[0, 3]] = 0
+    inputs = torch.randn(6, 7, 5)
+    made = compact(network, inputs)
+    for count in (1, 4):
+        other = torch.randn(count, 7, 5)
+        torch.testing.assert_close(made.network(other), network(other), rtol=1e-5, atol=1e-6)
+    assert made.network.get_submodule("message.0").out_features == 13
+    if network.cell is None and how != "a list":  # whose sizes are numbers of the code
+        assert made.network.get_submodule("first").out_features == 10

@@ -192,9 +192,16 @@ class _Calls:
         if name.startswith("new_"):
             before = arguments[:1]
             arguments = arguments[1:]
-        are_in_list = isinstance(arguments[0], list | tuple)
-        sizes = self._each_size(node, sizes_in(arguments), shape)
-        if are_in_list:
+        first = arguments[0]
+        given = sizes_in(arguments)
+        is_one_argument = isinstance(first, list | tuple)
+        if isinstance(first, Node) and isinstance(self.slices.known(first), tuple | list):
+            given = self._of_shape(node, first)
+            is_one_argument = True
+        if len(given) != len(shape):
+            raise CannotSlice(node)
+        sizes = self._each_size(node, given, shape)
+        if is_one_argument:
             return NewCall.of(node, (*before, sizes, *arguments[1:]), node.kwargs)
         return NewCall.of(node, (*before, *sizes), node.kwargs)
 

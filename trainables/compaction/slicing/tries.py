@@ -52,6 +52,8 @@ def sliced(
         try:
             _take_out(slices)
         except CannotSlice as error:
+            if error.node.name in stuck:
+                return None  # that its units stay does not help
             stuck.append(error.node.name)
             continue
         if not agrees(copy):

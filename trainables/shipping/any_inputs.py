@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from slimfront.trainables import compaction
 from slimfront.trainables.compaction import Compacted, Compaction
 from slimfront.trainables.errors import first_few
-from slimfront.trainables.inputs import Several, as_one
+from slimfront.trainables.inputs import Several, as_one, each
 from slimfront.trainables.measures import measure as measures
 from slimfront.trainables.models.adapted import as_called_with, in_order_of_forward
 from slimfront.trainables.options import validated
@@ -108,7 +108,9 @@ def save_network(network: nn.Module | Compacted, path: Path | str, inputs: Any) 
     else:
         network = as_called_with(network, given, None)
     here = copied(network).cpu()
-    save(Shipped(here, None, None), given.cpu(), path, kind)
+    # Exporters take parts of tensors for something else.
+    whole = each(given.cpu(), Tensor.contiguous)
+    save(Shipped(here, None, None), whole, path, kind)
 
 
 load_network = load

@@ -3,8 +3,9 @@
 import io
 import json
 import logging
+import re
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,11 +31,15 @@ from slimfront.trainables.shipping.shipped import (
 )
 from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.structure.tracing.other_sizes import varying_axes
+from slimfront.trainables.torch_internals import flattened
 
 log = logging.getLogger(__name__)
 
 Format = Literal["pt2", "onnx", "safetensors"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+_OUTPUT = "output"
+_PLACES = re.compile(rf"{_OUTPUT}_\d+")
+_LOUD = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 _SUFFIXES: dict[str, Format] = {".pt2": "pt2", ".onnx": "onnx", ".safetensors": "safetensors"}
 _GRAPH = "slimfront.graph"
 
@@ -203,6 +208,8 @@ def _load_pt2(path: Path) -> nn.Module:
 
 def _save_onnx(network: Shipped, inputs: Tensor, path: Path) -> None:
     need_onnx()
+    with torch.no_grad():
+        outputs = _names_of(network(inputs.clone()), onnx_names(inputs))
 
     def write(program: torch.export.ExportedProgram) -> None:
         try:
@@ -212,7 +219,7 @@ def _save_onnx(network: Shipped, inputs: Tensor, path: Path) -> None:
                 str(path),
                 dynamo=True,
                 input_names=onnx_names(inputs),
-                output_names=["output"],
+                output_names=outputs,
                 external_data=False,
                 verbose=False,
             )
@@ -222,6 +229,29 @@ def _save_onnx(network: Shipped, inputs: Tensor, path: Path) -> None:
 
     with _quietly():
         _for_any_length(network, inputs, write)
+
+
+def _names_of(outputs: object, taken: Collection[str]) -> list[str]:
+    """What the outputs of an ONNX file are called: by their keys, or by their places."""
+    if isinstance(outputs, Tensor):
+        return [_OUTPUT]
+    leaves, _ = flattened(outputs)
+    parts = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if isinstance(outputs, Mapping) and len(parts) == len(outputs):
+        names = [str(name) for name in outputs]
+        if set(names).isdisjoint(taken) and not all(map(_PLACES.fullmatch, names)):
+            return names
+    return [f"{_OUTPUT}_{place}" for place in range(len(parts))]
+
+
+def _as_named(names: Sequence[str], outputs: Sequence[Tensor]) -> Any:
+    """The outputs of an ONNX file, as `_names_of` calls them: one, several by their keys, or by
+    their places."""
+    if list(names) == [_OUTPUT]:
+        return outputs[0]
+    if _OUTPUT in names or all(map(_PLACES.fullmatch, names)):
+        return tuple(outputs)
+    return dict(zip(names, outputs, strict=True))
 
 
 def _deepest(error: BaseException) -> BaseException:
@@ -267,9 +297,10 @@ class OnnxNetwork(nn.Module):
             str(path), options, providers=["CPUExecutionProvider"]
         )
 
-    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
         """Raw inputs (N, *input_shape) to outputs (N, …); several inputs by their places or names,
-        as the file has them, or together as `Several`."""
+        as the file has them, or together as `Several`; several outputs as a tuple, or by their
+        names."""
         known = [one.name for one in self.session.get_inputs()]
         if len(inputs) == 1 and not named:
             fed = fed_to(known, inputs[0])
@@ -279,8 +310,9 @@ class OnnxNetwork(nn.Module):
             if len(inputs) + len(named) != len(known) or given.keys() != set(known):
                 raise TypeError(f"the inputs of this file are {first_few(known)}")
             fed = {name: tensor.numpy() for name, tensor in given.items()}
-        outputs = self.session.run(None, fed)
-        return torch.from_numpy(outputs[0])
+        outputs = map(torch.from_numpy, self.session.run(None, fed))
+        names = [one.name for one in self.session.get_outputs()]
+        return _as_named(names, list(outputs))
 
 
 def fed_to(known: Collection[str], inputs: Tensor) -> dict[str, Any]:
@@ -378,8 +410,8 @@ _READERS: dict[Format, Callable[[Path], nn.Module]] = {"pt2": _load_pt2, "onnx":
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Keeps exporters from talking: torch's one for ONNX warns of torchvision, which is not
-    needed."""
-    loud = [logging.getLogger("torch.onnx"), logging.getLogger("torch.export")]
+    needed, and says what it leaves as it is."""
+    loud = [logging.getLogger(name) for name in _LOUD]
     levels = [logger.level for logger in loud]
     for logger in loud:
         logger.setLevel(logging.ERROR)

@@ -27,6 +27,7 @@ from slimfront.trainables.shipping.formats import write_onnx
 from slimfront.trainables.shipping.int8 import Int8, as_int8
 from slimfront.trainables.shipping.stopwatch import Stopwatch
 from slimfront.trainables.structure.copying import copied
+from slimfront.trainables.structure.targets.still import stilled
 from slimfront.trainables.tasks.evaluating import evaluating
 from slimfront.trainables.training.one_shot import Pruning
 from slimfront.trainables.training.rivals import Rivals
@@ -119,6 +120,7 @@ class Finishing:
                 diverges.
         """
         inputs = self._checked_inputs(self.data.validation)
+        model = stilled(model, inputs)
         if is_over and self.candidate.depth.cuts:
             compacted, history = self._shallower(model, inputs, epoch, refit)
             sizes: Numbers = compacted.report.after

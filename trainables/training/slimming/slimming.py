@@ -27,6 +27,7 @@ from slimfront.trainables.penalties.relative import absolute
 from slimfront.trainables.shipping.any_inputs import compact, name_hooks
 from slimfront.trainables.sparsifiers import ActiveSparsifier, Setting, Sparsifier
 from slimfront.trainables.structure.copying import copied
+from slimfront.trainables.structure.targets.still import stilled
 from slimfront.trainables.structure.tracing.trace import traced_once
 from slimfront.trainables.training.optimizers import check_optimizer, step_sizes
 from slimfront.trainables.training.slimming.acting import Acting, Asked
@@ -320,6 +321,7 @@ class Slimming(AbstractContextManager["Slimming"]):
         twin = copied(whole)
         remove_hooks(twin)
         self._zero_again(twin)
+        twin = stilled(twin, beside(given, twin))
         if options is None or isinstance(options, Mapping):
             options = validated(Compaction, options or {}, "compact")
         made = compact(twin, beside(given, twin), options, output=self.output)

@@ -32,7 +32,7 @@ _OPERATORS = (
     *("matmul", "imatmul", "neg", "pos", "pow", "ipow", "getitem", "eq", "ne", "lt", "le", "gt"),
     *("ge", "and_", "iand", "or_", "ior", "xor", "ixor", "invert", "not_", "mod", "imod", "abs"),
 )
-_OF_NUMBERS = ("sqrt", "floor", "ceil", "log", "log2", "exp", "prod")
+_OF_NUMBERS = ("sqrt", "floor", "ceil", "trunc", "log", "log2", "exp", "prod")
 """Functions of `math`."""
 _FACTORIES = (
     *("arange", "linspace", "eye", "zeros", "ones", "full", "empty", "scalar_tensor", "tensor"),

@@ -126,3 +126,34 @@ def test_a_network_that_goes_by_whether_a_size_is_even_is_told_of(caplog: Any) -
     sf.compact(network.eval(), inputs)
     (said,) = [said for said in caplog.messages if "of the size that it was made" in said]
     assert "not for float32 (N, 3, 7, 7)" in said
+
+
+def _joined(windows: Tensor, height: int, width: int) -> Tensor:
+    """(windows, c, 2, 2) to (n, c, height, width), as in networks of windows."""
+    assert not isinstance("2", int)
+    count = int(windows.shape[0] / (height * width / 2 / 2))
+    parts = windows.view(count, int(height / 2), int("2") * width // 4, -1, 2, 2)
+    return parts.permute(0, 3, 1, 4, 2, 5).reshape(count, -1, height, width)
+
+
+def _by_windows(net: Any, h: Tensor) -> Tensor:
+    n, c, height, width = h.shape
+    parts = h.view(n, c, height // 2, 2, width // 2, 2)
+    windows = parts.permute(0, 2, 4, 1, 3, 5).reshape(-1, c, 2, 2)
+    return net.second(_joined(windows * 2, height, width))
+
+
+def test_a_whole_number_may_follow_from_the_inputs() -> None:
+    network = Asks(_by_windows)
+    inputs = torch.randn(6, 3, 8, 8)
+    network(inputs)
+    small = sf.prune(network.eval(), [inputs], channels=0.5, fit=False, recalibrate=False)
+    before = sum(parameter.numel() for parameter in network.parameters())
+    assert small.measures["params"] < 0.8 * before
+    again = sf.compact(network, inputs).network
+    for shape in ((6, 3, 8, 8), (1, 3, 8, 8), (5, 3, 6, 10)):
+        other = torch.randn(shape)
+        torch.testing.assert_close(again(other), network(other), rtol=1e-4, atol=1e-5)
+        assert small.network(other).shape == (shape[0], 4)
+    assert "int" not in globals()
+    assert int("3") == 3

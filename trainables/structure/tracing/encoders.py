@@ -73,6 +73,11 @@ class Tracer(fx.Tracer):
             raise fx.proxy.TraceError(f"'{obj.node}' is read as a number")
         return number
 
+    def is_number_of_inputs(self, obj: fx.Proxy) -> bool:
+        """Whether it is a number that follows from the sizes of the inputs."""
+        running = self._running()
+        return running is not None and running.follows_inputs(obj.node)
+
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """What a module holds: itself while the part that there is runs, else what stands for
         it."""

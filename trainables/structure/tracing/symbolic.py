@@ -12,6 +12,7 @@ from slimfront.trainables.structure.tracing.encoders import Tracer
 from slimfront.trainables.structure.tracing.exported import writes_elsewhere
 from slimfront.trainables.structure.tracing.factories import factories_seen
 from slimfront.trainables.structure.tracing.returned import make_writable
+from slimfront.trainables.structure.tracing.whole_numbers import whole_numbers_seen
 from slimfront.trainables.torch_internals import is_check
 
 _tracing = threading.Lock()
@@ -31,7 +32,7 @@ def symbolically_traced(model: nn.Module, sample: Tensor | None = None) -> Graph
 
 def _symbolically_traced(model: nn.Module, tracer: Tracer) -> GraphModule:
     # While it traces, torch's modules and functions are others: one thread at a time.
-    with _tracing, factories_seen():
+    with _tracing, factories_seen(), whole_numbers_seen(model):
         graph = tracer.trace(model, _defaults(model))
     _drop_optional(graph)
     _drop_checks(graph)

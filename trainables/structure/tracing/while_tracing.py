@@ -93,6 +93,11 @@ class WhileTracing:
                 return None
         return made
 
+    def follows_inputs(self, node: Node) -> bool:
+        """Whether a node makes a number, and another one of other inputs."""
+        is_number = isinstance(self._of_sample(node), bool | int | float)
+        return is_number and self.number(node) is None
+
     def _of_sample(self, node: Node) -> Any:
         """What a node makes of the sample; None if it cannot be run."""
         with suppress(RuntimeError, ValueError, IndexError, TypeError, AttributeError):

@@ -500,16 +500,27 @@ def _relative(scores: Tensor) -> Tensor:
     return torch.where(there, scores / mean, scores)
 
 
+_NEARLY = 0.9
+"""Whoever asks for more of what can go leaves hardly anything of the layers that it is of."""
+_STAYS = 0.05
+"""A layer of which so much of the network stays is named."""
+
+
 def _say_what_can_go(costs: UnitCosts, options: Channels) -> None:
-    """Warns where even one channel of each group costs more than what is wanted."""
+    """Warns where even one channel of each group costs more than what is wanted, or hardly less."""
     least = costs.least() / costs.whole
     most = 1 - least
-    if options.sparsity <= most:
+    if options.sparsity <= _NEARLY * most:
         return
+    stay = [f"'{name}'" for name, share in costs.staying().items() if share >= _STAYS]
+    rest = f"the rest of the network stays, mostly {first_few(stay)}" if stay else "the rest stays"
+    what_follows = f"sparsity {options.sparsity:g} is not reached"
+    if options.sparsity <= most:
+        what_follows = f"sparsity {options.sparsity:g} leaves hardly anything of the other layers"
     log.warning(
-        "sparsifier: %s of the %s can go at most, since the rest of the network stays; "
-        "sparsity %g is not reached",
+        "sparsifier: %s of the %s can go at most, since %s; %s",
         f"{most:.1%}",
         _CALLED[options.of],
-        options.sparsity,
+        rest,
+        what_follows,
     )

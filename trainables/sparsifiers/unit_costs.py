@@ -180,11 +180,28 @@ class UnitCosts:
 
     def least(self) -> float:
         """What the network costs with one unit of each group."""
+        return self.total(self._one_of_each())
+
+    def staying(self) -> dict[str, float]:
+        """What each layer costs with one unit of each group, as a share of the whole network, the
+        most costly first; by the name of the layer, or of the parameter that is in none."""
+        alive = self._one_of_each()
+        shares: dict[str, float] = {}
+        seen: set[int] = set()
+        for name, parameter in self.parameters.items():
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            layer = name.rpartition(".")[0] or name
+            shares[layer] = shares.get(layer, 0.0) + parameter.cost(alive) / self.whole
+        return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+    def _one_of_each(self) -> Alive:
         alive = {}
         for group in self.groups:
             units = torch.arange(group.units)
             alive[group.name] = units == 0
-        return self.total(alive)
+        return alive
 
 
 def _never_read(network: nn.Module, inputs: Tensor) -> set[int]:

@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+import slimfront as sf
 from slimfront.trainables.compaction import compact
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.measures.measure import measure
@@ -248,6 +249,24 @@ def test_each_group_keeps_a_unit_and_what_is_not_reached_is_said(
     (said,) = [r.getMessage() for r in caplog.records if "at most" in r.getMessage()]
     assert "of the FLOPs can go at most" in said
     assert "sparsity 0.999 is not reached" in said
+
+
+def test_what_stays_is_named_where_other_layers_pay_for_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    network = nn.Sequential(
+        nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 400), nn.Softmax(-1), nn.Linear(400, 10)
+    )
+    sf.Slimming(
+        network,
+        torch.optim.SGD(network.parameters(), 0.1),
+        torch.randn(8, 20),
+        steps=10,
+        sparsifier={"name": "channels", "sparsity": 0.36, "of": "params"},
+    ).close()
+    (said,) = [message for message in caplog.messages if "at most" in message]
+    assert "since the rest of the network stays, mostly '4', '2'; " in said
+    assert "sparsity 0.36 leaves hardly anything of the other layers" in said
 
 
 def test_importance_by_gates_is_the_squared_derivative_of_a_gate_on_each_unit() -> None:

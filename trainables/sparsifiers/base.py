@@ -1,7 +1,7 @@
 """What every sparsifier offers to the training loop: masks of the weights that may be non-zero, and
 when they change."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.options import Options, Registry, suggest
 from slimfront.trainables.sparsifiers.masks import Tensors, cloned
+from slimfront.trainables.structure.channel_groups import UnitGroup
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _WEIGHTS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -46,6 +47,8 @@ class Setting:
     loss: Callable[[Tensor, Tensor], Tensor]
     broadcast_from_rank0: Callable[[Iterable[Tensor]], None] = lambda _tensors: None
     trained: bool = False
+    stays: Callable[[Sequence[UnitGroup]], Collection[str]] | None = None
+    """Says of which of these groups of units compaction would leave zeros, by their names."""
 
 
 def prunable_weights(model: nn.Module) -> Tensors:

@@ -10,7 +10,7 @@ channel that was zeroed stays 0.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -233,8 +233,8 @@ def _nothing_to_remove(model: nn.Module, inputs: Tensor) -> str:
         return nothing
     named = first_few([f"'{name}'" for name in sorted(dense)])
     return (
-        f"{nothing}; {named} has weights that no sparsifier acts on, and what lies beside such a "
-        "layer keeps its channels"
+        f"{nothing}; no sparsifier acts on weights of {named}, and what lies beside such a layer "
+        "keeps its channels"
     )
 
 
@@ -268,6 +268,18 @@ def _groups_taking_part(
     return groups
 
 
+def _without(groups: list[AnyGroup], staying: Collection[str]) -> list[AnyGroup]:
+    """The groups but for those that compaction would leave as zeros, which are named."""
+    if not staying:
+        return groups
+    log.warning(
+        "sparsifier: the channels of %s stay as they are: they would be zeros in the compact "
+        "network, since its code does what would change without them",
+        first_few([f"'{name}'" for name in staying]),
+    )
+    return [group for group in groups if group.name not in staying]
+
+
 def _keep_units(group: AnyGroup, alive: Tensor, name: str, mask: Tensor) -> None:
     """Drops the rows of all units but those that are alive, (units,), from the `mask` of a
     parameter, in place; rows of no unit stay."""
@@ -294,6 +306,8 @@ class ActiveChannels(ActiveSparsifier):
         inputs, _ = setting.examples(2)
         with traced_once():
             groups = _groups_taking_part(model, inputs, options.exclude)
+        if setting.stays is not None:
+            groups = _without(groups, setting.stays(groups))
         self.groups = groups
         # A parameter that layers share has the name of each.
         self.parameters = dict(model.named_parameters(remove_duplicate=False))

@@ -88,10 +88,10 @@ class ActiveNM(ActiveSparsifier):
             )
         if dense:
             log.warning(
-                "sparsifier nm: %s stay dense: the inputs are no multiple of m (%d), or lie along "
-                "an axis that is not known",
-                first_few(dense),
+                "sparsifier nm: dense stays what has inputs that are no multiple of m (%d), or lie "
+                "along an axis that is not known: %s",
                 options.m,
+                first_few(dense),
             )
         self.weights = kept
         self.masks = {name: self.masks[name] for name in kept}

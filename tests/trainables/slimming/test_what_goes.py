@@ -162,7 +162,8 @@ def test_what_code_multiplies_beside_sparse_matrices_is_counted() -> None:
     assert uses_in_products(network, torch.randn(5, 6, 4), {"weight": weight})["weight"] == 6
 
 
-def test_a_network_that_cannot_be_copied_can_be_trained() -> None:
+@pytest.mark.parametrize("name", ["magnitude", "channels"])
+def test_a_network_that_cannot_be_copied_can_be_trained(name: str) -> None:
     """As one that holds a lock."""
 
     class Locked(nn.Sequential):
@@ -170,5 +171,53 @@ def test_a_network_that_cannot_be_copied_can_be_trained() -> None:
             raise TypeError("cannot pickle '_thread.lock' object")
 
     network = Locked(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
-    trained(network, torch.randn(8, 6), {"name": "magnitude", "sparsity": 0.5})
+    trained(network, torch.randn(8, 6), {"name": name, "sparsity": 0.5})
     assert int((network[0].weight == 0).sum()) > 0
+
+
+PLACES = torch.randint(0, 7, (2, 20), generator=torch.Generator().manual_seed(0))
+
+
+class Messages(nn.Module):
+    """Messages between nodes, added up in zeros of the width of the nodes, which they need not
+    have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 16), nn.Linear(16, 1)
+        self.message = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 16))
+        self.update = nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        sources, targets = PLACES
+        sums = torch.zeros_like(h).index_add(1, targets, self.message(h[:, sources]))
+        h = h + self.update(torch.cat([sums, h], -1))
+        made: Tensor = self.last(h)
+        return made
+
+
+def test_channels_that_would_stay_are_named_and_others_go(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    network, inputs = Messages(), torch.randn(16, 7, 5)
+    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
+    slim = sf.Slimming(
+        network,
+        optimizer,
+        inputs,
+        steps=20,
+        sparsifier={"name": "channels", "sparsity": 0.3, "of": "params"},
+    )
+    (said,) = [said for said in caplog.messages if "would be zeros" in said]
+    assert "the channels of 'first', 'message.2' stay as they are" in said
+    for _ in range(20):
+        optimizer.zero_grad()
+        (network(inputs).square().mean() + slim.loss()).backward()
+        slim.before_step()
+        optimizer.step()
+        slim.after_step()
+    assert bool(network.update.weight.flatten(1).any(1).all())
+    made = slim.compact(inputs)
+    whole = sum(parameter.numel() for parameter in network.parameters())
+    assert made.measures["params"] <= 0.71 * whole
+    assert not any("fewer channels went" in said for said in caplog.messages)

@@ -134,7 +134,7 @@ def test_n_of_m_leaves_them_dense_and_says_so(caplog: Any) -> None:
     network, _ = trained({"name": "nm"})
     assert all(bool(weight.ne(0).all()) for weight in (network.own.weight, network.theirs.weight))
     assert int((network.head.weight == 0).sum()) == 16
-    (said,) = [said for said in caplog.messages if "stay dense: the inputs" in said]
+    (said,) = [said for said in caplog.messages if "dense stays what has inputs" in said]
     assert "'own.weight', 'bare.weight', 'theirs.weight'" in said
 
 

@@ -9,6 +9,7 @@ after it come the proximal steps of the penalties, and then the masks.
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -54,6 +55,7 @@ from slimfront.trainables.training.slimming.what_goes import (
     name_refusal,
     name_what_does_not_last,
     name_what_stayed,
+    what_would_stay,
 )
 
 log = logging.getLogger(__name__)
@@ -156,6 +158,7 @@ class Slimming(AbstractContextManager["Slimming"]):
             loss=loss_of(loss, targets),
             broadcast_from_rank0=broadcast,
             trained=trained,
+            stays=partial(what_would_stay, view, sample),
         )
         drops = asked.sparsifier is not None and asked.sparsifier.on
         self._as_given = AsGiven(self.network, optimizer, drops=drops)

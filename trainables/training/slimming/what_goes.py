@@ -1,16 +1,20 @@
 """Whether what a sparsifier zeroes will go when a network is made compact, and whether it went."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+import torch
 from torch import Tensor, nn
 
-from slimfront.trainables.compaction import Compacted, Compaction
-from slimfront.trainables.errors import first_few
+from slimfront.trainables.compaction import Compacted, Compaction, compact
+from slimfront.trainables.errors import TrialFailure, UserError, first_few
+from slimfront.trainables.penalties.features import remove_hooks
 from slimfront.trainables.sparsifiers.base import ActiveSparsifier
 from slimfront.trainables.sparsifiers.channels import ActiveChannels
 from slimfront.trainables.sparsifiers.use.lasting import not_lasting
+from slimfront.trainables.structure.channel_groups import UnitGroup
+from slimfront.trainables.structure.copying import copied
 from slimfront.trainables.structure.shared_units import why_not_compact
 
 log = logging.getLogger(__name__)
@@ -28,6 +32,41 @@ def name_refusal(network: nn.Module, sample: Tensor) -> None:
         why = why_not_compact(network, sample[:2])
     if why is not None:
         log.warning("compact will refuse this network when it is trained: %s", why)
+
+
+def what_would_stay(network: nn.Module, sample: Tensor, groups: Sequence[UnitGroup]) -> list[str]:
+    """The names of the groups of which compaction does not take out units that are zero: tried on a
+    copy in which some of each are. None where it takes out none at all, or fails: why, it says
+    itself."""
+    try:
+        twin = copied(network).eval()
+    except Exception:  # of code of the user's: compaction says what it was
+        return []
+    remove_hooks(twin)
+    parameters = dict(twin.named_parameters(remove_duplicate=False))
+    for place, group in enumerate(groups):
+        # As many others in each as there are groups before it: what is as wide by chance may go.
+        first = (group.units // 3 + place) % group.units
+        count = 1 + place % max(group.units // 2, 1)
+        away = (torch.arange(group.units) - first) % group.units
+        group.zero(parameters, away < count)
+    muted = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        made = compact(twin, sample, Compaction(merge="never"))
+    except (UserError, TrialFailure):
+        return []
+    finally:
+        logging.disable(muted)
+    left = dict(made.network.named_parameters(remove_duplicate=False))
+    stay = []
+    for group in groups:
+        for name in group.writers:
+            axis = group.axes.get(name, 0)
+            if name in left and left[name].shape[axis] == parameters[name].shape[axis]:
+                stay.append(group.name)
+                break
+    return stay if len(stay) < len(groups) else []
 
 
 def name_what_does_not_last(

@@ -162,8 +162,7 @@ def test_what_code_multiplies_beside_sparse_matrices_is_counted() -> None:
     assert uses_in_products(network, torch.randn(5, 6, 4), {"weight": weight})["weight"] == 6
 
 
-@pytest.mark.parametrize("name", ["magnitude", "channels"])
-def test_a_network_that_cannot_be_copied_can_be_trained(name: str) -> None:
+def test_a_network_that_cannot_be_copied_can_be_trained() -> None:
     """As one that holds a lock."""
 
     class Locked(nn.Sequential):
@@ -171,7 +170,7 @@ def test_a_network_that_cannot_be_copied_can_be_trained(name: str) -> None:
             raise TypeError("cannot pickle '_thread.lock' object")
 
     network = Locked(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
-    trained(network, torch.randn(8, 6), {"name": name, "sparsity": 0.5})
+    trained(network, torch.randn(8, 6), {"name": "magnitude", "sparsity": 0.5})
     assert int((network[0].weight == 0).sum()) > 0
 
 

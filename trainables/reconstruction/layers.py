@@ -9,10 +9,15 @@ from torch import Tensor, nn
 
 from slimfront.trainables.sparsifiers.base import is_own_layer
 
-_ROWS, _ENTRIES = 2**14, 2**26
-"""So many rows are taken of what a layer sees, or fewer where they have so many entries."""
-_FOR_EACH = 4
+_ROWS, _ENTRIES = 2**11, 2**26
+"""So many rows are taken of what a layer sees, or fewer where they have so many entries: four times
+as many make no difference."""
+_FOR_EACH = 2
 """So many rows for each input of a group, where that is more."""
+_EXAMPLES, _OF_EACH = 32, 2
+"""Places are drawn of so many examples at least, and of so many times as many as are needed."""
+_CUT_OUT = 2**23
+"""So many entries are cut out of images at a time."""
 
 
 @dataclass(frozen=True)
@@ -84,23 +89,41 @@ def rows_of(layer: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """
     if not isinstance(layer, nn.Conv1d | nn.Conv2d):
         x, y = x.flatten(0, -2), y.flatten(0, -2)
-        chosen = _some(len(x), x.shape[1], 1, x.device)
+        chosen = _some(len(x), _wanted(x.shape[1], 1), x.device)
         return x[chosen].unsqueeze(0), y[chosen].unsqueeze(0)
     is_batch = x.dim() == layer.weight.dim()
     if not is_batch:
         x, y = x.unsqueeze(0), y.unsqueeze(0)
     y = y.flatten(2).transpose(1, 2)
     places = y.shape[1]
-    chosen = _some(len(x) * places, layer.weight[0].numel(), layer.groups, x.device)
-    of_example = torch.bincount(chosen // places, minlength=len(x)).tolist()
+    columns = layer.weight[0].numel()
+    wanted = _wanted(columns, layer.groups)
+    # Not all places of a few examples, nor a few of all, which would have to be cut out.
+    examples = _some(len(x), max(_EXAMPLES, math.ceil(_OF_EACH * wanted / places)), x.device)
+    chosen = _some(len(examples) * places, wanted, x.device)
     rows = []
-    start = 0
-    for example, count in enumerate(of_example):
-        if count:
-            within = chosen[start : start + count] % places
-            rows.append(_patches(layer, x[example : example + 1])[within])
-        start += count
-    return _by_group(layer, torch.cat(rows)), _by_group(layer, y.flatten(0, 1)[chosen])
+    at_once = max(_CUT_OUT // (columns * layer.groups * places), 1)
+    for start in range(0, len(examples), at_once):
+        patches = _patches(layer, x[examples[start : start + at_once]])
+        first, last = start * places, start * places + len(patches)
+        within = chosen[(chosen >= first) & (chosen < last)] - first
+        rows.append(patches[within])
+    of_places = y[examples].flatten(0, 1)[chosen]
+    return _by_group(layer, torch.cat(rows)), _by_group(layer, of_places)
+
+
+def _wanted(inputs: int, groups: int) -> int:
+    """How many rows are taken of what a layer sees, of so many inputs for each of its groups."""
+    fitting = min(_ROWS, _ENTRIES // (inputs * groups))
+    return max(fitting, _FOR_EACH * inputs)
+
+
+def rows_of_each(layer: nn.Module, made: Tensor) -> float:
+    """How many rows a layer sees of each example, for each of its inputs."""
+    matrix = matrix_of(layer).weight
+    groups, outputs, inputs = matrix.shape
+    rows = made.numel() / (groups * outputs * len(made))
+    return rows / inputs
 
 
 def _by_group(layer: nn.Conv1d | nn.Conv2d, rows: Tensor) -> Tensor:
@@ -109,10 +132,8 @@ def _by_group(layer: nn.Conv1d | nn.Conv2d, rows: Tensor) -> Tensor:
     return by_group.transpose(0, 1)
 
 
-def _some(total: int, inputs: int, groups: int, device: torch.device) -> Tensor:
-    """Places among so many rows, in order."""
-    fitting = min(_ROWS, _ENTRIES // (inputs * groups))
-    most = max(fitting, _FOR_EACH * inputs)
+def _some(total: int, most: int, device: torch.device) -> Tensor:
+    """So many of some places, in order, drawn with a fixed seed; all, where there are no more."""
     if total <= most:
         return torch.arange(total, device=device)
     draw = torch.Generator().manual_seed(0)
@@ -121,7 +142,8 @@ def _some(total: int, inputs: int, groups: int, device: torch.device) -> Tensor:
 
 
 def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
-    """What a convolution multiplies at each place of one example: (places, channels · kernel)."""
+    """What a convolution multiplies at each place of each example: (N · places, channels ·
+    kernel)."""
     kernel, stride, dilation = layer.kernel_size, layer.stride, layer.dilation
     padding: list[int] = []
     for axis in reversed(range(len(kernel))):
@@ -132,7 +154,7 @@ def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
     if isinstance(layer, nn.Conv1d):
         x = x.unsqueeze(2)
         kernel, stride, dilation = (1, *kernel), (1, *stride), (1, *dilation)
-    return F.unfold(x, kernel, dilation, 0, stride)[0].t()
+    return F.unfold(x, kernel, dilation, 0, stride).transpose(1, 2).flatten(0, 1)
 
 
 def _padded(layer: nn.Conv1d | nn.Conv2d, axis: int) -> list[int]:

@@ -8,6 +8,7 @@ channels; here all that was chosen is made up for at once, errors of the layers 
 in its section 3.2). It needs no targets and no gradients, and one pass through both networks.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,12 +24,16 @@ from slimfront.trainables.reconstruction.layers import (
     can_be_fitted,
     matrix_of,
     rows_of,
+    rows_of_each,
     set_matrix,
 )
 from slimfront.trainables.reconstruction.least_squares import fitted
 from slimfront.trainables.reconstruction.side_by_side import outputs_of
 from slimfront.trainables.tasks.evaluating import evaluating
 
+_ROWS_FOR_EACH, _LEAST, _MOST = 2, 128, 512
+"""Each layer needs so many rows for each of its inputs; from and to so many examples are looked
+at."""
 _ENTRIES = 2**28
 """What a layer may give for all examples: of larger networks fewer examples are looked at."""
 
@@ -77,14 +82,17 @@ class Reconstruction:
         """
         Args:
             network: in evaluation mode; it may change then.
-            inputs: (N, …), of which no more are looked at than what layers give can be kept of.
+            inputs: (N, …), of which no more are looked at than what layers give can be kept of, and
+                no more than each layer needs.
         """
         self.names = _called_once(network, inputs)
         kept: dict[str, Tensor] = {}
+        rows: list[float] = []
 
         def keep(name: str) -> Hook:
-            def hook(_layer: nn.Module, _given: Any, made: Tensor) -> None:
+            def hook(layer: nn.Module, _given: Any, made: Tensor) -> None:
                 kept[name] = made.clone()
+                rows.append(rows_of_each(layer, made))
 
             return hook
 
@@ -92,7 +100,9 @@ class Reconstruction:
             with _hooked(network, self.names, keep):
                 network(inputs[:2])
             entries = sum(made.numel() for made in kept.values()) // len(inputs[:2])
-            self.inputs = inputs[: max(_ENTRIES // max(entries, 1), 1)]
+            fitting = max(_ENTRIES // max(entries, 1), 1)
+            needed = math.ceil(_ROWS_FOR_EACH / min(rows, default=1.0))
+            self.inputs = inputs[: min(fitting, max(needed, _LEAST), _MOST)]
             with _hooked(network, self.names, keep):
                 network(self.inputs)
         self.kept = kept

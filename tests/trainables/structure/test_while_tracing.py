@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import slimfront as sf
 from slimfront.trainables.structure.tracing.symbolic import symbolically_traced
+from tests.trainables.networks import asserted
 
 Code = Callable[[Any, Tensor], Tensor]
 
@@ -66,6 +67,7 @@ ASKED: dict[str, Code] = {
     "channels decide": _by_channels,
     "the number of axes decides": _by_rank,
     "channels are counted": _by_numbers,
+    "it is asserted": lambda net, h: net.second(asserted(h)),
 }
 
 
@@ -90,6 +92,12 @@ def _by_parity(net: Any, h: Tensor) -> Tensor:
     return net.second(h) if h.shape[-1] % 2 == 0 else h
 
 
+def _by_no_assertion(net: Any, h: Tensor) -> Tensor:
+    if h.shape[-1] >= 3:
+        return net.second(h)
+    raise AssertionError
+
+
 def _by_size(net: Any, h: Tensor) -> Tensor:
     return net.second(h) if h.shape[-1] > 2 else h
 
@@ -105,6 +113,7 @@ def _by_values(net: Any, h: Tensor) -> Tensor:
 NOT_ASKED: dict[str, Code] = {
     "whether a size is even": _by_parity,
     "a size": _by_size,
+    "a size, and what looks like an assertion": _by_no_assertion,
     "the number of inputs": _by_examples,
     "values": _by_values,
 }

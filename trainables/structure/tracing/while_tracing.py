@@ -1,8 +1,11 @@
 """What the nodes of a graph make of a sample while the graph is being traced: torch.fx knows no
 value, and asks for some."""
 
+import dis
+import inspect
 import operator
 from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 import torch
@@ -25,6 +28,14 @@ _COUNTED = ("chunk", "tensor_split", "unsafe_chunk")
 class Counted(fx.Proxy):
     """What stands for a tensor, a shape or a number while tracing; the tracer knows how long a
     shape is, and numbers that are the same whatever the sizes of the inputs are."""
+
+    def __bool__(self) -> bool:
+        frame = inspect.currentframe()
+        if frame is not None and frame.f_back is not None and _is_asserted(frame.f_back):
+            return True
+        tracer: Any = self.tracer
+        answer: bool = tracer.to_bool(self)
+        return answer
 
     def __len__(self) -> int:
         tracer: Any = self.tracer
@@ -52,6 +63,19 @@ class Counted(fx.Proxy):
 
 class _CountedAttribute(Counted, fx.proxy.Attribute):
     """What stands for a property of a tensor, such as its shape, or for a method."""
+
+
+def _is_asserted(frame: FrameType) -> bool:
+    """Whether the code that asks whether something is true is an `assert`, which leads nowhere
+    else."""
+    after = [one for one in dis.get_instructions(frame.f_code) if one.offset > frame.f_lasti]
+    for instruction in after:
+        if instruction.opname == "NOT_TAKEN" or "JUMP" in instruction.opname:
+            continue
+        return instruction.opname == "LOAD_ASSERTION_ERROR" or (
+            instruction.opname == "LOAD_COMMON_CONSTANT" and instruction.argrepr == "AssertionError"
+        )
+    return False
 
 
 class WhileTracing:

@@ -7,7 +7,7 @@ import math
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import fx, nn
 
@@ -59,16 +59,16 @@ def _globals_of(model: nn.Module) -> list[dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     for kind in {type(module) for module in model.modules()}:
         forward = getattr(kind, "forward", None)
-        if not isinstance(forward, types.FunctionType) or _is_library(forward):
+        if not isinstance(forward, types.FunctionType):
             continue
-        found[id(forward.__globals__)] = forward.__globals__
-        for value in list(forward.__globals__.values()):
-            if not isinstance(value, types.FunctionType) or _is_library(value):
-                continue
-            if "int" in value.__code__.co_names:
+        for value in (*vars(kind).values(), *list(forward.__globals__.values())):
+            if _calls_int(value):
                 found[id(value.__globals__)] = value.__globals__
     return list(found.values())
 
 
-def _is_library(function: types.FunctionType) -> bool:
-    return (function.__module__ or "").startswith(_OURS)
+def _calls_int(value: object) -> TypeGuard[types.FunctionType]:
+    """Whether it is a function that reads `int`, and none of torch's."""
+    if not isinstance(value, types.FunctionType) or "int" not in value.__code__.co_names:
+        return False
+    return not (value.__module__ or "").startswith(_OURS)

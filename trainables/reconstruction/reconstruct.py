@@ -34,7 +34,7 @@ from slimfront.trainables.tasks.evaluating import evaluating
 _ROWS_FOR_EACH, _LEAST, _MOST = 2, 128, 512
 """Each layer needs so many rows for each of its inputs; from and to so many examples are looked
 at."""
-_ENTRIES = 2**28
+_ENTRIES = 2**26
 """What a layer may give for all examples: of larger networks fewer examples are looked at."""
 
 

@@ -320,13 +320,13 @@ def test_what_cannot_be_is_refused_in_one_sentence(
             {"sparsifier.name": "magnitude", "sparsifier.drop": 0.2},
             "'sparsifier.drop' does not vary beside",
         ),
-        ({"training.momentum": 0.2}, "'training.momentum' is the same as 'sparsifier"),
+        ({"training.weight_decay": 0.2}, "'training.weight_decay' is the same as 'sparsifier"),
     ],
 )
 def test_starts_that_no_trial_can_have_are_refused(
     tmp_path: Path, start: dict[str, Any], expected: str
 ) -> None:
-    space = GROWING | {"training.momentum": {"same_as": "sparsifier.sparsity"}}
+    space = GROWING | {"training.weight_decay": {"same_as": "sparsifier.sparsity"}}
     search = {"start_from": [start]}
     assert f"search.start_from[0]: {expected}" in refusal(tmp_path, space, search=search)
 

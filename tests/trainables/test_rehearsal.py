@@ -309,7 +309,7 @@ def test_channels_where_none_can_be_removed_names_the_layers_that_no_sparsifier_
         "compaction": {"enabled": False},
     }
     with pytest.raises(
-        UserError, match=r"no channel in this network that can be removed.*'rows' has weights"
+        UserError, match=r"no channel in this network that can be removed.*on weights of 'rows'"
     ):
         rehearse(candidate("Summed", **channels))
     rehearse(candidate("Recurrent", **channels))

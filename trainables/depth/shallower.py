@@ -3,6 +3,7 @@
 from torch import nn
 from torch.fx import GraphModule
 
+from slimfront.trainables.compaction.modes import traced_in_both_modes
 from slimfront.trainables.compaction.options import Compaction
 from slimfront.trainables.compaction.report import Step
 from slimfront.trainables.data import Dataset
@@ -11,6 +12,7 @@ from slimfront.trainables.depth.batch_norms import recalibrate
 from slimfront.trainables.depth.options import Depth
 from slimfront.trainables.depth.removal import Agree, Asked, without_layers
 from slimfront.trainables.measures.latency import Latency
+from slimfront.trainables.reconstruction import reconstruct
 
 _EXAMPLES = 512
 """What layers are worth is judged on so many training examples."""
@@ -64,8 +66,9 @@ def shallower(
     at_most: bool = False,
     compaction: Compaction | None = None,
 ) -> tuple[GraphModule, list[Step]]:
-    """The network without the layers that the options ask for, its batch norms taken again on
-    training examples; `network` stays as it is.
+    """The network without the layers that the options ask for, what is left fitted to what the
+    whole network gives of training examples (see `reconstruction.reconstruct`), or, where nothing
+    can be, its batch norms taken again on them; `network` stays as it is.
 
     Args:
         data: on the device of the network.
@@ -84,5 +87,8 @@ def shallower(
     batches = judged_on(data)
     asked = asked_for(options, latency, at_most=at_most, compaction=compaction)
     graph, steps = without_layers(network, batches, asked, data.task.loss)
-    recalibrate(graph, [batch.inputs for batch in batches])
+    inputs = [batch.inputs for batch in batches]
+    whole = traced_in_both_modes(network, inputs[0][:3])
+    if not reconstruct(whole, graph, inputs):
+        recalibrate(graph, inputs)
     return graph, steps

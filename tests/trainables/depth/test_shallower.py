@@ -5,11 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from slimfront.search.config.schema import Config
 from slimfront.search.engine.runner import run_search
 from slimfront.trainables.candidate import Candidate
+from slimfront.trainables.depth import shallower
+from slimfront.trainables.depth.removal import without_layers
+from slimfront.trainables.depth.shallower import asked_for, judged_on
 from slimfront.trainables.errors import UserError
 from slimfront.trainables.training.loop import Training
 from slimfront.trainables.training.rehearsal import rehearse
@@ -52,6 +56,27 @@ def test_a_name_of_no_layer_is_refused_and_a_target_that_is_met_is_said(
         train(resnet(depth={"layers": 1, "exclude": ["nowhere"]}))
     train(resnet(depth={"target": {"layers": 100}}))
     assert sum("no layer goes" in message for message in caplog.messages) == 1
+
+
+def test_what_is_left_is_fitted_to_the_whole_network() -> None:
+    """Outputs are nearer to those of the whole network than without the layers alone."""
+    training = Training(resnet(depth={"layers": 3}), "cpu")
+    try:
+        training.run_epoch()
+        network, data = training.network.eval(), training.data
+        batches = judged_on(data)
+        options = training.candidate.depth
+        fitted, steps = shallower(network, data, options)
+        asked = asked_for(options, None, at_most=False)
+        plain, same = without_layers(network, batches, asked, data.task.loss)
+        assert [step[0] for step in steps] == [step[0] for step in same]
+        inputs = data.prepare(data.validation.inputs)
+        with torch.no_grad():
+            wanted = network(inputs)
+            errors = [float((each(inputs) - wanted).square().mean()) for each in (fitted, plain)]
+        assert errors[0] < 0.5 * errors[1]
+    finally:
+        training.close()
 
 
 def test_what_is_excluded_stays() -> None:

@@ -47,7 +47,7 @@ def recalibrate(network: nn.Module, batches: Sequence[Tensor]) -> None:
             norm.train()
         try:
             for batch in batches:
-                network(batch)
+                network(batch.clone())
         except ValueError as error:
             raise UserError(
                 "prune: the statistics of batch norms cannot be taken again on these batches "

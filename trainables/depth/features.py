@@ -20,7 +20,7 @@ def features_at(
     found = []
     for batch in batches:
         listening = _Listening(graph, nodes)
-        listening.run(batch.inputs)
+        listening.run(batch.inputs.clone())
         found.append(listening.heard)
     return found
 

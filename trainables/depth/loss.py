@@ -32,7 +32,7 @@ class LossWithout(Criterion):
         examples = 0
         for batch in self.batches:
             without = Without(graph, layer)
-            outputs = without.run(batch.inputs)
+            outputs = without.run(batch.inputs.clone())
             loss = self.loss(outputs, batch.targets)
             size = len(batch.inputs)
             total += size * float(loss)

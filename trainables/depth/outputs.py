@@ -27,7 +27,7 @@ class Outputs(Criterion):
         super().__init__(graph, batches, loss)
         self.wanted = []
         for batch in batches:
-            outputs = graph(batch.inputs)
+            outputs = graph(batch.inputs.clone())
             leaves = _leaves(outputs)
             self.wanted.append(leaves)
 
@@ -40,7 +40,7 @@ class Outputs(Criterion):
         spread = 0.0
         without = Without(graph, layer)
         for batch, whole in zip(self.batches, self.wanted, strict=True):
-            outputs = without.run(batch.inputs)
+            outputs = without.run(batch.inputs.clone())
             leaves = _leaves(outputs)
             for now, before in zip(leaves, whole, strict=True):
                 change = now - before

@@ -140,7 +140,7 @@ def check_runs(network: nn.Module, batches: list[Batch]) -> None:
     tensor."""
     try:
         with evaluating(network), torch.no_grad():
-            refuse_opaque(network(batches[0].inputs))
+            refuse_opaque(network(batches[0].inputs.clone()))
     except UserError as error:
         raise UserError(f"prune: {error}") from None
     except OF_USERS_CODE as error:  # of the user's code

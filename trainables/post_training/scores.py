@@ -132,7 +132,7 @@ def _gradients(network: nn.Module, batches: Sequence[Batch], loss: Loss | None) 
     for batch in batches:
         network.zero_grad()
         with torch.enable_grad():
-            value = loss(network(batch.inputs), batch.targets)
+            value = loss(network(batch.inputs.clone()), batch.targets)
             _check_loss(value)
             value.backward()
         for parameter in network.parameters():

@@ -6,6 +6,7 @@ least squares, with a ridge towards the weights that it has (He, Zhang & Sun 201
 for accelerating very deep neural networks, arXiv 1707.06168, eq. 5, where it follows each choice of
 channels; here all that was chosen is made up for at once, errors of the layers before included, as
 in its section 3.2). It needs no targets and no gradients, and one pass through both networks.
+Networks may change what they are given in place, so that each run has a copy of the inputs.
 """
 
 import math
@@ -67,7 +68,7 @@ def reconstruct(
     ):
         fit = _Fit(outputs.of)
         with _hooked(smaller, names, fit.hook):
-            smaller(inputs)
+            smaller(inputs.clone())
     return fit.done
 
 
@@ -98,13 +99,13 @@ class Reconstruction:
 
         with torch.no_grad():
             with _hooked(network, self.names, keep):
-                network(inputs[:2])
+                network(inputs[:2].clone())
             entries = sum(made.numel() for made in kept.values()) // len(inputs[:2])
             fitting = max(_ENTRIES // max(entries, 1), 1)
             needed = math.ceil(_ROWS_FOR_EACH / min(rows, default=1.0))
             self.inputs = inputs[: min(fitting, max(needed, _LEAST), _MOST)]
             with _hooked(network, self.names, keep):
-                network(self.inputs)
+                network(self.inputs.clone())
         self.kept = kept
 
     @torch.no_grad()
@@ -112,7 +113,7 @@ class Reconstruction:
         """Fits a copy of the network, in evaluation mode, in place."""
         fit = _Fit(self.kept.get)
         with _hooked(network, self.names, fit.hook):
-            network(self.inputs)
+            network(self.inputs.clone())
 
 
 Hook = Callable[[nn.Module, Any, Any], Tensor | None]
@@ -202,7 +203,7 @@ def _called_once(network: nn.Module, batch: Tensor) -> set[str]:
         if can_be_fitted(module) and shared[id(module.weight)] == 1:
             names.append(name)
     with torch.no_grad(), evaluating(network), _hooked(network, names, listen):
-        network(batch[:2])
+        network(batch[:2].clone())
     return {name for name, count in calls.items() if count == 1}
 
 
@@ -234,7 +235,7 @@ def _looked_at(network: nn.Module, batches: Sequence[Tensor]) -> Tensor:
 
     names = [name for name, _ in network.named_modules()]
     with evaluating(network), _hooked(network, names, look):
-        network(few)
+        network(few.clone())
     most = max(_ENTRIES // largest, 1)
     found = first
     for batch in batches[1:]:

@@ -240,7 +240,7 @@ def uses_of_weights(network: nn.Module, inputs: Tensor) -> dict[str, float]:
         handles.append(handle)
     try:
         with evaluating(network), torch.no_grad():
-            network(inputs)
+            network(inputs.clone())
     finally:
         for handle in handles:
             handle.remove()

@@ -172,8 +172,8 @@ def outputs(network: nn.Module, inputs: Tensor) -> Outputs:
         if isinstance(network, GraphModule):
             # Called itself, and not its forward, it prints a traceback of its own for what it
             # raises.
-            return network.forward(inputs)
-        return network(inputs)
+            return network.forward(inputs.clone())
+        return network(inputs.clone())
 
 
 def difference(

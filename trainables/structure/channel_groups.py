@@ -196,7 +196,7 @@ def _graph(network: nn.Module, inputs: Tensor) -> Dependencies:
             warnings.filterwarnings("ignore", message="Maximum recursive depth")
             graph.build_dependency(
                 network,
-                example_inputs=(inputs[:1],),
+                example_inputs=(inputs[:1].clone(),),
                 verbose=False,
             )
         return graph

@@ -157,7 +157,7 @@ def weight_scores(network: nn.Module, inputs: Tensor) -> Scores:
             handles.append(handle)
     try:
         for batch in pieces(inputs, network):
-            network(batch)
+            network(batch.clone())
     finally:
         for handle in handles:
             handle.remove()

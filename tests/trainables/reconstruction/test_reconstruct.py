@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 import slimfront as sf
 from slimfront.trainables.inputs import Several
-from slimfront.trainables.reconstruction import reconstruct
+from slimfront.trainables.reconstruction import Reconstruction, reconstruct
 from slimfront.trainables.reconstruction.layers import can_be_fitted, matrix_of, rows_of
 
 IMAGES = torch.randn(32, 3, 9, 8)
@@ -179,3 +179,22 @@ def test_a_pruned_network_computes_more_nearly_what_it_did(
     said = [step for step in fitted.report.steps if step[1] == "fitted"]
     assert ("head", "fitted", "to what it gave in the whole network") in said
     assert plain.report.count("fitted") == 0
+
+
+def test_inputs_stay_as_they_are_where_networks_change_them_in_place() -> None:
+    whole = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
+    inputs = torch.randn(64, 6)
+    before = inputs.clone()
+    targets = torch.randint(3, (64,))
+    sf.prune(whole, [inputs[:32], inputs[32:]], weights=0.5)
+    sf.prune(whole, [(inputs, targets)], channels=0.3, loss=nn.functional.cross_entropy)
+    sf.compact(whole, inputs)
+    sf.measure(whole, inputs)
+    assert torch.equal(inputs, before)
+    kept = Reconstruction(whole, inputs)
+    smaller = copy.deepcopy(whole)
+    with torch.no_grad():
+        smaller[1].weight[:, 0] = 0
+    kept.apply(smaller)
+    assert torch.equal(inputs, before)
+    assert torch.equal(kept.inputs, before)

@@ -25,7 +25,7 @@ def uses_in_products(
         return {}
     products = _Products(parameters)
     with evaluating(network), torch.no_grad(), without_compiler(), products:
-        network(inputs)
+        network(inputs.clone())
     uses = {}
     for name, flops in products.flops.items():
         entries = parameters[name].numel()

@@ -58,7 +58,7 @@ def walked(graph: GraphModule, inputs: Tensor, handlers: Handlers) -> Walk:
     walk = Walk(graph)
     with evaluating(graph), torch.no_grad():
         run = _Run(graph)
-        run.run(inputs)
+        run.run(inputs.clone())
         walk.made = run.values
         if any(map(_is_size, run.values.values())):
             walk.elsewhere = _elsewhere(graph, inputs)
@@ -81,7 +81,7 @@ def _elsewhere(graph: GraphModule, inputs: Tensor) -> list[dict[Node, Any]]:
     def run(other: Tensor) -> None:
         one = _Run(graph)
         one.extra_traceback = False  # which is long, and of what is expected
-        one.run(other)
+        one.run(other.clone())
         found.append(one.values)
 
     for _ in of_other_sizes(inputs, run):
@@ -93,7 +93,7 @@ def numbers_of(graph: GraphModule, inputs: Tensor) -> dict[str, Any]:
     """What each node makes that makes numbers and no tensors, by its name."""
     with evaluating(graph), torch.no_grad():
         run = _Run(graph)
-        run.run(inputs)
+        run.run(inputs.clone())
     found = {}
     for node, value in run.values.items():
         if node.op == "output":

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from typing import Any
@@ -152,6 +152,14 @@ def known_objectives(task: Task, own: Mapping[str, Measure] | None = None) -> di
 
 OBJECTIVES = known_objectives(Classification())
 """Those of a config that names no task."""
+
+
+def first_size(objectives: Iterable[Objective]) -> Objective:
+    """What small means: the first objective that is no metric, or non-zero parameters."""
+    for objective in objectives:
+        if not objective.measure.quality:
+            return objective
+    return OBJECTIVES["nonzero_params"]
 
 
 def losses(

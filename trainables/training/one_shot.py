@@ -16,10 +16,8 @@ from slimfront.trainables.structure.copying import copied
 
 Scores = dict[str, Tensor]
 """What each weight is worth, in the shape of the weight, by the name of its parameter."""
-_CORRECTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""Layers whose first axis is that of what they put out."""
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_SEEING = (*_CORRECTED, *_TRANSPOSED)
+_SEEING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 """Layers that read each feature or channel of one input by weights of its own."""
 
 

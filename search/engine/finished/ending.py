@@ -82,11 +82,15 @@ def time_again(config: Config, ledger: Ledger, write: Callable[[Event], object])
     points = [point for point in chosen if point.timed_again is None]
     order = [*points, *reversed(points)] if len(chosen) > 1 else points
     taken: dict[str, list[dict[str, float]]] = {}
+    failed: set[str] = set()
     for point in order:
+        if point.name in failed:
+            continue
         try:
             times = _times(config, point)
         except (UserError, TrialFailure) as error:
             log.warning("%s was not timed again: %s", point.name, error)
+            failed.add(point.name)
             continue
         if times:
             taken.setdefault(point.name, []).append(times)

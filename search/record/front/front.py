@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slimfront.search.config.objectives import OBJECTIVES, Constraint, Objective, losses
+from slimfront.search.config.objectives import OBJECTIVES, Constraint, Objective, first_size, losses
 from slimfront.search.record.front.pareto import Points, hypervolume, knee
 from slimfront.search.record.front.region import Region
 from slimfront.search.record.front.ties import fastest
@@ -251,7 +251,7 @@ class Front:
         near = [point for point in members if self.region.is_near(point)]
         if not near:
             return max(members, key=self._mean_goodness)
-        size = self._size()
+        size = first_size(self.objectives)
         if size.name in SPEEDS:
             near = fastest(near, size)
             size = OBJECTIVES["nonzero_params"]
@@ -264,7 +264,7 @@ class Front:
         point = self.recommended()
         if point is None:
             return []
-        size = self._size()
+        size = first_size(self.objectives)
         if size.name not in SPEEDS or not self.region.is_near(point):
             return [point]
         by_architecture: dict[Architecture, MeasuredNetwork] = {}
@@ -275,13 +275,6 @@ class Front:
         chosen = list(by_architecture.values())
         chosen.sort(key=lambda member: size.goodness(member.measures[size.name]), reverse=True)
         return chosen[:_TIMED_AT_MOST]
-
-    def _size(self) -> Objective:
-        """The first objective that is no metric."""
-        for objective in self.objectives:
-            if not objective.measure.quality:
-                return objective
-        return OBJECTIVES["nonzero_params"]
 
     def _mean_goodness(self, point: MeasuredNetwork) -> float:
         mean = point.mean(self.quality.name)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slimfront.search.config.objectives import OBJECTIVES, Objective, losses
+from slimfront.search.config.objectives import OBJECTIVES, Objective, first_size, losses
 from slimfront.search.record.front.pareto import knee
 from slimfront.trainables.errors import UserError
 
@@ -64,7 +64,7 @@ def pick(
             return -math.inf
         return quality.goodness(value)
 
-    size = _size_of(report)
+    size = first_size(described(report))
 
     def smallest_first(member: Member) -> tuple[float, float, float]:
         smallness = size.goodness(sizes(member)[size.name])
@@ -90,14 +90,6 @@ def pick(
     if wanted in _BEST:
         return max(able, key=best_last)
     return _named(able, wanted, option)
-
-
-def _size_of(report: Report) -> Objective:
-    """What small means: the first objective that is no metric."""
-    for objective in described(report):
-        if not objective.measure.quality:
-            return objective
-    return OBJECTIVES["nonzero_params"]
 
 
 def _named(able: Sequence[Member], wanted: str, option: str) -> Member:
